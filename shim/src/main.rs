@@ -1,0 +1,3 @@
+//! `containerd-shim-skiff-v2`: a containerd shim v2 that is the runtime.
+
+fn main() {}

@@ -1,0 +1,125 @@
+//! One opaque error type with a kind; texts read `verb object: cause`. Does not live here: the mapping to ttrpc codes (shim).
+
+use std::fmt;
+
+/// A result whose error is skiff's [`Error`].
+pub type Result<T> = std::result::Result<T, Error>;
+
+/// Text that containerd and BuildKit look for when a container is unknown.
+pub const CONTAINER_DOES_NOT_EXIST: &str = "container does not exist";
+/// Text that containerd looks for when a signal finds nothing to signal.
+pub const CONTAINER_NOT_RUNNING: &str = "container not running";
+/// Text that go-runc looks for when a process is gone.
+pub const PROCESS_ALREADY_FINISHED: &str = "os: process already finished";
+/// Text for `create` with an id that is taken.
+pub const CONTAINER_ID_EXISTS: &str = "container with given ID already exists";
+/// Text for an id that is not `[A-Za-z0-9_+.-]+`.
+pub const INVALID_ID: &str = "invalid container ID format";
+
+/// What a caller can decide on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// The request, the config.json or an argument is wrong; names the field.
+    Invalid,
+    /// The container, process or bundle is unknown, or its process is gone.
+    NotFound,
+    /// The id is taken.
+    AlreadyExists,
+    /// The container is not in a state that allows this.
+    FailedPrecondition,
+    /// This kernel, machine or version of skiff cannot do it.
+    Unsupported,
+    /// A deadline passed.
+    Timeout,
+    /// A system call failed.
+    System,
+}
+
+/// An error with a kind, one line of text and, when a system call failed, its errno.
+#[derive(Debug, thiserror::Error)]
+#[error("{text}")]
+pub struct Error {
+    kind: Kind,
+    text: String,
+    errno: Option<i32>,
+}
+
+impl Error {
+    /// An error of `kind` that reads `text`.
+    pub fn new(kind: Kind, text: impl Into<String>) -> Self {
+        Self { kind, text: text.into(), errno: None }
+    }
+
+    /// `config.json` (or a request field) `field` is wrong because of `cause`.
+    pub fn invalid(field: impl fmt::Display, cause: impl fmt::Display) -> Self {
+        Self::new(Kind::Invalid, format!("{field}: {cause}"))
+    }
+
+    /// A failed system call: `what` is `verb object`, e.g. `mount proc at "/proc"`.
+    pub fn sys(what: impl fmt::Display, errno: nix::errno::Errno) -> Self {
+        Self { kind: Kind::System, text: format!("{what}: {}", errno_text(errno)), errno: Some(errno as i32) }
+    }
+
+    /// A failed operation of the standard library: `what` is `verb object`.
+    pub fn io(what: impl fmt::Display, err: &std::io::Error) -> Self {
+        match err.raw_os_error() {
+            Some(code) => Self::sys(what, nix::errno::Errno::from_raw(code)),
+            None => Self::new(Kind::System, format!("{what}: {err}")),
+        }
+    }
+
+    /// The same error with `what: ` before its text.
+    pub fn context(mut self, what: impl fmt::Display) -> Self {
+        self.text = format!("{what}: {}", self.text);
+        self
+    }
+
+    /// The same error with another kind.
+    pub fn with_kind(mut self, kind: Kind) -> Self {
+        self.kind = kind;
+        self
+    }
+
+    /// What a caller can decide on.
+    pub fn kind(&self) -> Kind {
+        self.kind
+    }
+
+    /// The errno of the failed system call, if one failed.
+    pub fn errno(&self) -> Option<nix::errno::Errno> {
+        self.errno.map(nix::errno::Errno::from_raw)
+    }
+}
+
+/// `no such file or directory (ENOENT)`: by text and by name, lower case.
+pub fn errno_text(errno: nix::errno::Errno) -> String {
+    let desc = errno.desc();
+    let mut chars = desc.chars();
+    let lower: String = match chars.next() {
+        Some(first) if !desc.starts_with("RPC") && !desc.starts_with("I/O") => {
+            first.to_lowercase().chain(chars).collect()
+        }
+        _ => desc.to_string(),
+    };
+    format!("{lower} ({errno:?})")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use nix::errno::Errno;
+
+    #[test]
+    fn system_errors_name_the_errno_by_text_and_name() {
+        let err = Error::sys("mount tmpfs at \"/dev/shm\"", Errno::EPERM);
+        assert_eq!(err.to_string(), "mount tmpfs at \"/dev/shm\": operation not permitted (EPERM)");
+        assert_eq!(err.kind(), Kind::System);
+        assert_eq!(err.errno(), Some(Errno::EPERM));
+    }
+
+    #[test]
+    fn context_goes_before_the_text() {
+        let err = Error::invalid("process.cwd", "must be an absolute path").context("config.json");
+        assert_eq!(err.to_string(), "config.json: process.cwd: must be an absolute path");
+    }
+}

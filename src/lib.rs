@@ -1,0 +1,14 @@
+//! skiff: an OCI container runtime as a library.
+//!
+//! The modules in reading order: a [`bundle`] is read, a [`plan`] is built from it without any side effect, a
+//! [`launch`] clones a child that applies the plan, and [`container`] holds the verbs that tie these together.
+
+pub mod bundle;
+pub mod cgroup;
+pub mod container;
+pub mod error;
+pub mod host;
+pub mod launch;
+pub mod plan;
+
+pub use error::{Error, Kind, Result};

@@ -1,0 +1,3 @@
+//! runc's command line over the skiff library.
+
+fn main() {}

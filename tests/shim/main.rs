@@ -1,0 +1,1 @@
+//! Tests of the shim under a real containerd.
