@@ -1,14 +1,25 @@
 //! The verbs: create, start, exec, kill, pause, resume, update, ps, delete. Does not live here: how (launch, child, cgroup).
 
-use std::os::fd::{BorrowedFd, OwnedFd};
+use std::collections::BTreeMap;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
-use oci_spec::runtime::{Process as ProcessSpec, Spec};
+use nix::errno::Errno;
+use oci_spec::runtime::{Hook, Hooks, LinuxNamespaceType as Namespace, Process as ProcessSpec, Spec};
 
-use crate::Result;
 use crate::cgroup::{Cgroup, Stats};
-use crate::launch::{Pending, Process};
+use crate::error::{CONTAINER_DOES_NOT_EXIST, CONTAINER_NOT_RUNNING};
+use crate::hooks::{self, Running};
+use crate::host::Cgroups;
+use crate::launch::{self, Channel, Pending, Process, describe, exec, init, seccomp};
+use crate::plan::{self, Plan, Request, namespaces};
+use crate::state::{Config, Dir, Own, State, check_id, ids, proc_stat};
+use crate::sys::clone::pidfd_open;
+use crate::{Error, Kind, Result};
+
+/// The version of the runtime spec that skiff implements, in the states that it prints.
+pub const OCI_VERSION: &str = "1.2.1";
 
 /// What the container's process gets as fds 0, 1 and 2.
 #[derive(Debug)]
@@ -53,9 +64,42 @@ pub struct Create {
     pub preserve_fds: u32,
 }
 
-/// A birth under way; ends in a created container whose init waits at the gate.
+/// A birth under way; ends in a created container whose init waits at the gate. Dropped before that, everything that
+/// it had made is taken back.
 #[derive(Debug)]
-pub struct Creating {}
+pub struct Creating(Option<Underway>);
+
+#[derive(Debug)]
+struct Underway {
+    birth: init::Birth,
+    made: Made,
+    state: State,
+    gate: Gate,
+}
+
+/// What a create leaves in the file system. Dropped, it is removed.
+#[derive(Debug)]
+struct Made {
+    dir: Dir,
+    cgroup: Option<Cgroup>,
+    keep: bool,
+}
+
+impl Drop for Made {
+    fn drop(&mut self) {
+        if self.keep {
+            return;
+        }
+        if let Some(cgroup) = &self.cgroup
+            && let Err(err) = cgroup.kill(libc::SIGKILL).and_then(|()| cgroup.remove())
+        {
+            log::warn!("undo create: {err}");
+        }
+        if let Err(err) = self.dir.remove() {
+            log::warn!("undo create: {err}");
+        }
+    }
+}
 
 /// A created container.
 #[derive(Debug)]
@@ -68,9 +112,17 @@ pub struct Created {
     pub console: Option<OwnedFd>,
 }
 
-/// A start under way; ends when the user's program runs.
+/// A start under way; ends when the user's program runs and the poststart hooks have run.
 #[derive(Debug)]
-pub struct Starting {}
+pub struct Starting {
+    channel: Option<Channel>,
+    running: Option<Running>,
+    hooks: std::collections::VecDeque<(usize, Hook)>,
+    hook_state: Vec<u8>,
+    program: String,
+    dir: Dir,
+    pid: i32,
+}
 
 /// An exec request.
 #[derive(Debug)]
@@ -89,7 +141,7 @@ pub struct Exec {
 
 /// An exec under way; ends when the user's program runs.
 #[derive(Debug)]
-pub struct Execing {}
+pub struct Execing(exec::Birth);
 
 /// A running exec process.
 #[derive(Debug)]
@@ -115,159 +167,525 @@ pub enum Status {
     Stopped,
 }
 
+impl std::fmt::Display for Status {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.pad(match self {
+            Status::Creating => "creating",
+            Status::Created => "created",
+            Status::Running => "running",
+            Status::Paused => "paused",
+            Status::Stopped => "stopped",
+        })
+    }
+}
+
 /// A container, in memory of its maker or read back from its state directory.
 #[derive(Debug)]
-pub struct Container {}
+pub struct Container {
+    dir: Dir,
+    state: State,
+    cgroup: Cgroup,
+    /// The init's report socket, when this process alone can start it.
+    gate: Option<Channel>,
+}
 
 /// Begins a create: plans, reserves the state directory, makes the cgroup, clones.
 pub fn create(request: Create, spec: &Spec) -> Result<Creating> {
-    let _ = (request, spec);
-    todo!()
+    check_id(&request.id)?;
+    let bundle = absolute(&request.bundle)?;
+    let plan = plan::build(
+        &Request {
+            id: &request.id,
+            bundle: &bundle,
+            terminal: matches!(request.stdio, Stdio::Terminal),
+            systemd_cgroup: request.systemd_cgroup,
+            no_pivot: request.no_pivot,
+            no_new_keyring: request.no_new_keyring,
+        },
+        spec,
+        &Cgroups::read()?,
+    )?;
+    check_preserved(request.preserve_fds)?;
+    let filter = plan.seccomp.as_ref().map(seccomp::compile).transpose()?;
+    let mut made = Made { dir: Dir::reserve(&request.root, &request.id)?, cgroup: None, keep: false };
+    let cgroup = made.cgroup.insert(Cgroup::create(&plan.cgroup)?);
+    cgroup.apply(&plan.cgroup)?;
+    let gate = match request.gate {
+        Gate::Fifo => Some(made.dir.make_gate()?),
+        Gate::Socket => {
+            made.dir.mark_gate()?;
+            None
+        }
+    };
+    let state = new_state(&request.id, &bundle, spec, &plan, filter, cgroup);
+    let birth = init::begin(init::Begin {
+        filter: state.skiff.seccomp.as_ref(),
+        cgroup,
+        stdio: match request.stdio {
+            Stdio::Fds(fds) => Some(fds),
+            Stdio::Inherit | Stdio::Terminal => None,
+        },
+        preserve_fds: request.preserve_fds,
+        gate,
+        state: hook_state(&state),
+        plan,
+    })?;
+    Ok(Creating(Some(Underway { birth, made, state, gate: request.gate })))
+}
+
+fn absolute(bundle: &Path) -> Result<PathBuf> {
+    std::fs::canonicalize(bundle).map_err(|e| {
+        let err = Error::io(format!("open bundle {:?}", bundle.display().to_string()), &e);
+        if e.kind() == std::io::ErrorKind::NotFound { err.with_kind(Kind::NotFound) } else { err }
+    })
+}
+
+fn check_preserved(count: u32) -> Result<()> {
+    match (0..count).find(|at| !crate::sys::process::is_open(3 + *at as i32)) {
+        Some(at) => {
+            Err(Error::new(Kind::Invalid, format!("unable to stat preserved-fd {} (of {count}): not open", at + 1)))
+        }
+        None => Ok(()),
+    }
+}
+
+fn new_state(
+    id: &str,
+    bundle: &Path,
+    spec: &Spec,
+    plan: &Plan,
+    filter: Option<seccomp::Filter>,
+    cgroup: &Cgroup,
+) -> State {
+    let annotations: BTreeMap<String, String> = spec.annotations().clone().unwrap_or_default().into_iter().collect();
+    let mut labels = vec![format!("bundle={}", bundle.display())];
+    labels.extend(annotations.iter().map(|(key, value)| format!("{key}={value}")));
+    let created = time::OffsetDateTime::now_utc();
+    let mut hooks = Hooks::default();
+    hooks.set_poststart(plan.hooks.poststart().clone());
+    hooks.set_poststop(plan.hooks.poststop().clone());
+    State {
+        id: id.to_string(),
+        init_process_pid: 0,
+        init_process_start: 0,
+        created: created.format(&time::format_description::well_known::Rfc3339).unwrap_or_default(),
+        config: Config { rootfs: PathBuf::from(plan.rootfs.path.to_string_lossy().into_owned()), labels },
+        rootless: false,
+        cgroup_paths: cgroup.paths().clone(),
+        namespace_paths: BTreeMap::new(),
+        external_descriptors: Vec::new(),
+        intel_rdt_path: String::new(),
+        skiff: Own {
+            bundle: bundle.to_path_buf(),
+            annotations,
+            owner: nix::unistd::getuid().as_raw(),
+            program: plan.process.argv.as_slice()[0].to_string_lossy().into_owned(),
+            namespaces: plan.namespaces.all(),
+            own_pid_namespace: plan.namespaces.makes(Namespace::Pid),
+            hooks,
+            seccomp: filter,
+            keyring: plan.keyring.is_some(),
+        },
+    }
+}
+
+/// What hooks get on stdin, without pid and status (runtime spec, runtime.md, "State").
+fn hook_state(state: &State) -> serde_json::Map<String, serde_json::Value> {
+    let mut map = serde_json::Map::new();
+    map.insert("ociVersion".into(), OCI_VERSION.into());
+    map.insert("id".into(), state.id.clone().into());
+    map.insert("bundle".into(), state.skiff.bundle.display().to_string().into());
+    map.insert("annotations".into(), serde_json::json!(state.skiff.annotations));
+    map
+}
+
+fn hook_json(state: &State, pid: i32, status: &str) -> Vec<u8> {
+    let mut map = hook_state(state);
+    map.insert("pid".into(), pid.into());
+    map.insert("status".into(), status.into());
+    serde_json::Value::Object(map).to_string().into_bytes()
+}
+
+impl Underway {
+    fn finish(mut self, born: init::Born) -> Result<Created> {
+        let pid = born.process.pid;
+        let stat = proc_stat(pid).ok_or_else(|| Error::new(Kind::System, "container init died during create"));
+        let stat = match stat {
+            Ok(stat) => stat,
+            Err(err) => {
+                let _ = born.process.kill(libc::SIGKILL);
+                let _ = born.process.wait();
+                return Err(err);
+            }
+        };
+        self.state.init_process_pid = pid;
+        self.state.init_process_start = stat.start;
+        self.state.namespace_paths = namespaces::KINDS
+            .iter()
+            .map(|kind| {
+                let file = namespaces::proc_name(*kind);
+                let key = if file == "mnt" { "NEWNS".to_string() } else { format!("NEW{}", file.to_uppercase()) };
+                (key, format!("/proc/{pid}/ns/{file}"))
+            })
+            .collect();
+        if let Err(err) = self.made.dir.save(&self.state) {
+            let _ = born.process.kill(libc::SIGKILL);
+            let _ = born.process.wait();
+            return Err(err);
+        }
+        self.made.keep = true;
+        let cgroup = self.made.cgroup.take().expect("a create has a cgroup");
+        let container = Container {
+            dir: self.made.dir.clone(),
+            state: self.state,
+            cgroup,
+            gate: (self.gate == Gate::Socket).then_some(born.channel),
+        };
+        Ok(Created { container, init: born.process, console: born.console })
+    }
 }
 
 impl Container {
     /// Reads `root/id/state.json`. `Kind::NotFound` with "container does not exist" when there is none.
     pub fn load(root: &Path, id: &str) -> Result<Container> {
-        let _ = (root, id);
-        todo!()
+        let dir = Dir::at(root, id)?;
+        let state = dir.load()?;
+        let cgroup = Cgroup::open(&state.cgroup_paths)?;
+        Ok(Container { dir, state, cgroup, gate: None })
     }
 
     /// All containers below `root`, by id; those that cannot be read are left out. An absent root is empty.
     pub fn list(root: &Path) -> Result<Vec<Container>> {
-        let _ = root;
-        todo!()
+        Ok(ids(root)?.iter().filter_map(|id| Container::load(root, id).ok()).collect())
+    }
+
+    /// Removes what a create that was killed half-way has left of `id`. True when there was something.
+    pub fn remove_leftover(root: &Path, id: &str) -> Result<bool> {
+        let dir = Dir::at(root, id)?;
+        let there = dir.exists();
+        dir.remove().map(|()| there)
     }
 
     /// Container id.
     pub fn id(&self) -> &str {
-        todo!()
+        &self.state.id
     }
 
     /// Absolute path of the bundle.
     pub fn bundle(&self) -> &Path {
-        todo!()
+        &self.state.skiff.bundle
     }
 
     /// Absolute path of the rootfs on the host.
     pub fn rootfs(&self) -> &Path {
-        todo!()
+        &self.state.config.rootfs
     }
 
     /// The annotations of the spec.
-    pub fn annotations(&self) -> &std::collections::BTreeMap<String, String> {
-        todo!()
+    pub fn annotations(&self) -> &BTreeMap<String, String> {
+        &self.state.skiff.annotations
     }
 
     /// Creation time, RFC 3339 with nanoseconds, UTC.
     pub fn created(&self) -> &str {
-        todo!()
+        &self.state.created
     }
 
     /// User id that made the container.
     pub fn owner(&self) -> u32 {
-        todo!()
+        self.state.skiff.owner
     }
 
     /// The init's pid on this host; 0 when it has exited.
     pub fn pid(&self) -> i32 {
-        todo!()
+        if self.alive() { self.state.init_process_pid } else { 0 }
+    }
+
+    fn alive(&self) -> bool {
+        let state = &self.state;
+        proc_stat(state.init_process_pid).is_some_and(|stat| !stat.dead && stat.start == state.init_process_start)
     }
 
     /// True when the container has a pid namespace of its own, so that everything in it dies with its init.
     pub fn has_own_pid_namespace(&self) -> bool {
-        todo!()
+        self.state.skiff.own_pid_namespace
     }
 
     /// Status now.
     pub fn status(&self) -> Result<Status> {
-        todo!()
+        if !self.alive() {
+            return Ok(Status::Stopped);
+        }
+        let frozen = self.cgroup.frozen()?;
+        Ok(match frozen {
+            true => Status::Paused,
+            false if self.dir.has_gate() => Status::Created,
+            false => Status::Running,
+        })
     }
 
     /// Its cgroup.
     pub fn cgroup(&self) -> &Cgroup {
-        todo!()
+        &self.cgroup
+    }
+
+    /// A pidfd of the living init.
+    fn init(&self) -> Result<OwnedFd> {
+        let gone = || Error::new(Kind::NotFound, CONTAINER_NOT_RUNNING);
+        let fd = match pidfd_open(self.state.init_process_pid) {
+            Err(Errno::ESRCH) => return Err(gone()),
+            other => other.map_err(|errno| Error::sys("open the init process", errno))?,
+        };
+        // Only now, with the process pinned, its start time tells that it is the one that was meant.
+        if self.alive() { Ok(fd) } else { Err(gone()) }
     }
 
     /// Opens the gate. Errors when the container is not created (runc's texts).
     pub fn start(&mut self) -> Result<Starting> {
-        todo!()
+        let refuse = |text: &str| Err(Error::new(Kind::FailedPrecondition, text));
+        match self.status()? {
+            Status::Created => {}
+            Status::Stopped => return refuse("cannot start a container that has stopped"),
+            Status::Running => return refuse("cannot start an already running container"),
+            other => return refuse(&format!("cannot start a container in the {other} state")),
+        }
+        let channel = match self.gate.take() {
+            Some(channel) => {
+                channel.open_gate()?;
+                channel
+            }
+            None => match self.dir.open_gate()? {
+                Some(answer) => Channel::fifo(answer),
+                None => return refuse("container process is already dead, or waits for the process that created it"),
+            },
+        };
+        let pid = self.state.init_process_pid;
+        let own = &self.state.skiff;
+        Ok(Starting {
+            channel: Some(channel),
+            running: None,
+            hooks: own.hooks.poststart().iter().flatten().cloned().enumerate().collect(),
+            hook_state: hook_json(&self.state, pid, "running"),
+            program: own.program.clone(),
+            dir: self.dir.clone(),
+            pid,
+        })
     }
 
     /// Begins an exec.
     pub fn exec(&self, request: Exec) -> Result<Execing> {
-        let _ = request;
-        todo!()
+        let refuse = |text: &str| Err(Error::new(Kind::FailedPrecondition, text));
+        match self.status()? {
+            Status::Stopped => return refuse("cannot exec in a stopped container"),
+            Status::Paused if !request.ignore_paused => {
+                return refuse("cannot exec in a paused container (use --ignore-paused to override)");
+            }
+            _ => {}
+        }
+        if !request.cgroups.is_empty() {
+            return Err(Error::new(Kind::Unsupported, "exec in a cgroup below the container's: not supported yet"));
+        }
+        check_preserved(request.preserve_fds)?;
+        let terminal = matches!(request.stdio, Stdio::Terminal);
+        let plan = plan::process::plan("process", &request.process, terminal)?;
+        let own = &self.state.skiff;
+        let keyring =
+            own.keyring.then(|| plan::cstring("id", format!("_ses.{}", self.state.id))).transpose()?;
+        exec::begin(exec::Begin {
+            plan,
+            filter: own.seccomp.as_ref(),
+            cgroup: &self.cgroup,
+            init: self.init()?,
+            namespaces: own.namespaces,
+            stdio: match request.stdio {
+                Stdio::Fds(fds) => Some(fds),
+                Stdio::Inherit | Stdio::Terminal => None,
+            },
+            preserve_fds: request.preserve_fds,
+            keyring,
+        })
+        .map(Execing)
     }
 
     /// Signals the init, or every process of the cgroup.
     pub fn kill(&self, signal: i32, all: bool) -> Result<()> {
-        let _ = (signal, all);
-        todo!()
+        let shared = !self.has_own_pid_namespace();
+        if all || (shared && signal == libc::SIGKILL) {
+            if !self.alive() && self.cgroup.pids()?.is_empty() {
+                return if all { Ok(()) } else { Err(Error::new(Kind::NotFound, CONTAINER_NOT_RUNNING)) };
+            }
+            return self.cgroup.kill(signal);
+        }
+        let init = self.init()?;
+        match crate::sys::clone::pidfd_kill(init.as_fd(), signal) {
+            Ok(()) => {}
+            Err(Errno::ESRCH) => return Err(Error::new(Kind::NotFound, CONTAINER_NOT_RUNNING)),
+            Err(Errno::EINVAL) => return Err(Error::new(Kind::Invalid, format!("unknown signal {signal}"))),
+            Err(errno) => return Err(Error::sys(format!("send signal {signal} to the container"), errno)),
+        }
+        // A frozen process of cgroup v1 does not die before it is thawed.
+        if signal == libc::SIGKILL && self.cgroup.frozen()? {
+            return self.cgroup.kill(signal);
+        }
+        Ok(())
     }
 
     /// Freezes the cgroup.
     pub fn pause(&self) -> Result<()> {
-        todo!()
+        match self.status()? {
+            Status::Running | Status::Created => self.cgroup.freeze(),
+            _ => Err(Error::new(Kind::FailedPrecondition, CONTAINER_NOT_RUNNING)),
+        }
     }
 
     /// Thaws the cgroup.
     pub fn resume(&self) -> Result<()> {
-        todo!()
+        match self.status()? {
+            Status::Paused => self.cgroup.thaw(),
+            _ => Err(Error::new(Kind::FailedPrecondition, "container not paused")),
+        }
     }
 
     /// Host pids of all processes in the cgroup.
     pub fn pids(&self) -> Result<Vec<i32>> {
-        todo!()
+        self.cgroup.pids()
     }
 
     /// Resource usage.
     pub fn stats(&self) -> Result<Stats> {
-        todo!()
+        self.cgroup.stats()
     }
 
     /// Removes the cgroup and the state directory, then runs the poststop hooks. The init must have exited, be
     /// waiting at the gate, or `force` kills it. The caller reaps the init if it is its child.
     pub fn delete(self, force: bool) -> Result<()> {
-        let _ = force;
-        todo!()
+        let status = self.status()?;
+        match status {
+            Status::Stopped => {}
+            Status::Created => self.kill_and_wait()?,
+            _ if force => self.kill_and_wait()?,
+            _ => {
+                let text = format!("cannot delete container {} that is not stopped: {status}", self.id());
+                return Err(Error::new(Kind::FailedPrecondition, text));
+            }
+        }
+        self.cgroup.kill(libc::SIGKILL)?;
+        self.cgroup.remove()?;
+        self.dir.remove()?;
+        for (at, hook) in self.state.skiff.hooks.poststop().iter().flatten().enumerate() {
+            let state = hook_json(&self.state, 0, "stopped");
+            if let Err(err) = hooks::start("poststop", at, hook, &state, &[]).and_then(Running::finish) {
+                log::warn!("{err}");
+            }
+        }
+        Ok(())
     }
+
+    fn kill_and_wait(&self) -> Result<()> {
+        let init = match self.init() {
+            Err(err) if err.kind() == Kind::NotFound => return Ok(()),
+            other => other?,
+        };
+        self.kill(libc::SIGKILL, false)?;
+        let deadline = Instant::now() + Duration::from_secs(10);
+        while self.alive() {
+            if Instant::now() >= deadline {
+                return Err(Error::new(Kind::Timeout, "container init still running"));
+            }
+            launch::wait_readable(init.as_fd(), Some(deadline))?;
+        }
+        Ok(())
+    }
+}
+
+/// Container `id` does not exist: for callers that keep their own table.
+pub fn does_not_exist() -> Error {
+    Error::new(Kind::NotFound, CONTAINER_DOES_NOT_EXIST)
 }
 
 impl Pending for Creating {
     type Output = Created;
+
     fn fd(&self) -> BorrowedFd<'_> {
-        todo!()
+        self.0.as_ref().expect("a finished create is not waited for").birth.fd()
     }
+
     fn deadline(&self) -> Option<Instant> {
-        None
+        self.0.as_ref().and_then(|underway| underway.birth.deadline())
     }
+
     fn advance(&mut self) -> Result<Option<Created>> {
-        todo!()
+        let Some(underway) = &mut self.0 else { return Err(Error::new(Kind::System, "create has ended already")) };
+        let born = match underway.birth.advance() {
+            Ok(None) => return Ok(None),
+            Ok(Some(born)) => Ok(born),
+            Err(err) => Err(err),
+        };
+        let underway = self.0.take().expect("checked above");
+        underway.finish(born?).map(Some)
     }
 }
 
 impl Pending for Starting {
     type Output = ();
+
     fn fd(&self) -> BorrowedFd<'_> {
-        todo!()
+        match (&self.running, &self.channel) {
+            (Some(running), _) => running.fd(),
+            (None, Some(channel)) => channel.as_fd(),
+            (None, None) => panic!("a finished start is not waited for"),
+        }
     }
+
     fn deadline(&self) -> Option<Instant> {
-        None
+        self.running.as_ref().and_then(Running::deadline)
     }
+
     fn advance(&mut self) -> Result<Option<()>> {
-        todo!()
+        if let Some(channel) = &mut self.channel {
+            match channel.executed()? {
+                None => return Ok(None),
+                Some(Ok(())) => {}
+                Some(Err(Some(failure))) => return Err(describe::start(&self.program, &failure)),
+                Some(Err(None)) => {
+                    return Err(Error::new(Kind::FailedPrecondition, "container process is already dead"));
+                }
+            }
+            self.channel = None;
+            self.dir.remove_gate();
+        }
+        loop {
+            if let Some(running) = &mut self.running {
+                match running.poll() {
+                    Ok(None) => return Ok(None),
+                    Ok(Some(())) => self.running = None,
+                    Err(err) => {
+                        // A failed poststart hook stops the container (runtime spec 1.3, runtime.md, "Lifecycle").
+                        if let Ok(init) = pidfd_open(self.pid) {
+                            let _ = crate::sys::clone::pidfd_kill(init.as_fd(), libc::SIGKILL);
+                        }
+                        return Err(err);
+                    }
+                }
+            }
+            let Some((at, hook)) = self.hooks.pop_front() else { return Ok(Some(())) };
+            self.running = Some(hooks::start("poststart", at, &hook, &self.hook_state, &[])?);
+        }
     }
 }
 
 impl Pending for Execing {
     type Output = Execed;
+
     fn fd(&self) -> BorrowedFd<'_> {
-        todo!()
+        self.0.fd()
     }
+
     fn deadline(&self) -> Option<Instant> {
         None
     }
+
     fn advance(&mut self) -> Result<Option<Execed>> {
-        todo!()
+        Ok(self.0.advance()?.map(|(process, console)| Execed { process, console }))
     }
 }

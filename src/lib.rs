@@ -5,10 +5,14 @@
 
 pub mod bundle;
 pub mod cgroup;
+mod child;
 pub mod container;
 pub mod error;
+pub mod hooks;
 pub mod host;
 pub mod launch;
 pub mod plan;
+pub mod state;
+pub mod sys;
 
 pub use error::{Error, Kind, Result};

@@ -1,9 +1,23 @@
 //! The parent side of a birth: clone, handshake, id maps. Does not live here: what the child does (child).
 
-use std::os::fd::{BorrowedFd, OwnedFd};
-use std::time::Instant;
+pub mod describe;
+pub mod exec;
+pub mod init;
+pub mod seccomp;
 
-use crate::Result;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::time::{Instant, SystemTime};
+
+use nix::cmsg_space;
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::socket::{AddressFamily, ControlMessageOwned, MsgFlags, SockFlag, SockType, recvmsg, socketpair};
+use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid};
+
+use crate::child::report::{Failure, MAX_RECORD, Record};
+use crate::error::PROCESS_ALREADY_FINISHED;
+use crate::sys::clone::{pidfd_kill, setns};
+use crate::{Error, Kind, Result};
 
 /// Something under way that the caller drives: wait until `fd()` is readable or `deadline()` has passed, then call
 /// `advance()`. The command line polls; the shim awaits. `fd()` may be another one after each `advance()`.
@@ -20,8 +34,28 @@ pub trait Pending {
 }
 
 /// Drives a [`Pending`] to its end with poll(2). For synchronous callers.
-pub fn block_on<P: Pending>(_pending: P) -> Result<P::Output> {
-    todo!()
+pub fn block_on<P: Pending>(mut pending: P) -> Result<P::Output> {
+    loop {
+        if let Some(output) = pending.advance()? {
+            return Ok(output);
+        }
+        wait_readable(pending.fd(), pending.deadline())?;
+    }
+}
+
+/// Waits until `fd` is readable (or its other end is closed) or the deadline has passed.
+pub fn wait_readable(fd: BorrowedFd<'_>, deadline: Option<Instant>) -> Result<()> {
+    let timeout = match deadline {
+        Some(at) => {
+            let left = at.saturating_duration_since(Instant::now()).as_millis().saturating_add(1);
+            PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX)
+        }
+        None => PollTimeout::NONE,
+    };
+    match poll(&mut [PollFd::new(fd, PollFlags::POLLIN)], timeout) {
+        Ok(_) | Err(Errno::EINTR) => Ok(()),
+        Err(errno) => Err(Error::sys("poll", errno)),
+    }
 }
 
 /// A live child of this process. Its exit is collected with [`Process::try_wait`].
@@ -39,17 +73,233 @@ pub struct Exit {
     /// The exit code, or 128 + signal number.
     pub status: u32,
     /// When it was collected.
-    pub at: std::time::SystemTime,
+    pub at: SystemTime,
 }
 
 impl Process {
     /// The exit if it has exited: waitid(P_PIDFD, WEXITED | WNOHANG). Only the parent can ask.
     pub fn try_wait(&self) -> Result<Option<Exit>> {
-        todo!()
+        self.waitid(WaitPidFlag::WEXITED | WaitPidFlag::WNOHANG)
     }
 
-    /// Sends `signal` through the pidfd. `Kind::NotFound` with [`crate::error::PROCESS_ALREADY_FINISHED`] when it has exited.
-    pub fn kill(&self, _signal: i32) -> Result<()> {
-        todo!()
+    /// Waits for the exit. For callers that may block.
+    pub fn wait(&self) -> Result<Exit> {
+        loop {
+            if let Some(exit) = self.waitid(WaitPidFlag::WEXITED)? {
+                return Ok(exit);
+            }
+        }
+    }
+
+    fn waitid(&self, flags: WaitPidFlag) -> Result<Option<Exit>> {
+        let status = match waitid(Id::PIDFd(self.pidfd.as_fd()), flags) {
+            Ok(WaitStatus::Exited(_, code)) => code as u32,
+            Ok(WaitStatus::Signaled(_, signal, _)) => 128 + signal as u32,
+            Ok(_) | Err(Errno::EINTR) => return Ok(None),
+            Err(errno) => return Err(Error::sys(format!("wait for process {}", self.pid), errno)),
+        };
+        Ok(Some(Exit { status, at: SystemTime::now() }))
+    }
+
+    /// Sends `signal` through the pidfd. `Kind::NotFound` with [`PROCESS_ALREADY_FINISHED`] when it has exited.
+    pub fn kill(&self, signal: i32) -> Result<()> {
+        match pidfd_kill(self.pidfd.as_fd(), signal) {
+            Ok(()) => Ok(()),
+            Err(Errno::ESRCH) => Err(Error::new(Kind::NotFound, PROCESS_ALREADY_FINISHED)),
+            Err(errno) => Err(Error::sys(format!("send signal {signal} to process {}", self.pid), errno)),
+        }
+    }
+
+    /// Kills and reaps it: a birth that failed.
+    fn discard(&self) {
+        let _ = pidfd_kill(self.pidfd.as_fd(), libc::SIGKILL);
+        let _ = self.wait();
+    }
+}
+
+/// The parent's end of a report socket or FIFO.
+#[derive(Debug)]
+pub struct Channel {
+    fd: OwnedFd,
+    socket: bool,
+    execing: bool,
+}
+
+impl AsFd for Channel {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+}
+
+/// What came over a channel.
+#[derive(Debug)]
+enum Message {
+    /// Nothing yet.
+    Later,
+    /// A record, and the descriptor that came with it.
+    Record(Record, Option<OwnedFd>),
+    /// The end after `Execing`: execve succeeded.
+    Executed,
+    /// The end without a word.
+    Lost,
+}
+
+impl Channel {
+    /// A socket pair: the parent's channel and the child's end.
+    pub fn pair() -> Result<(Channel, OwnedFd)> {
+        let flags = SockFlag::SOCK_CLOEXEC;
+        let (parent, child) = socketpair(AddressFamily::Unix, SockType::SeqPacket, None, flags)
+            .map_err(|errno| Error::sys("make report socket", errno))?;
+        Ok((Channel { fd: parent, socket: true, execing: false }, child))
+    }
+
+    /// On the read end of a FIFO that was opened without blocking.
+    pub fn fifo(fd: OwnedFd) -> Channel {
+        Channel { fd, socket: false, execing: false }
+    }
+
+    fn fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+
+    /// Starts an init that waits at this socket.
+    pub fn open_gate(&self) -> Result<()> {
+        self.go()
+    }
+
+    /// Lets the child go on.
+    fn go(&self) -> Result<()> {
+        // A child that has died meanwhile is reported by the records or their end.
+        match nix::sys::socket::send(self.fd.as_raw_fd(), &[0], MsgFlags::MSG_NOSIGNAL) {
+            Ok(_) | Err(Errno::EPIPE | Errno::ECONNRESET) => Ok(()),
+            Err(errno) => Err(Error::sys("tell the child to go on", errno)),
+        }
+    }
+
+    fn receive(&mut self) -> Result<Message> {
+        let mut buf = [0u8; MAX_RECORD];
+        let mut descriptor = None;
+        let read = if self.socket {
+            let mut space = cmsg_space!([i32; 1]);
+            let mut iov = [std::io::IoSliceMut::new(&mut buf)];
+            let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_CMSG_CLOEXEC;
+            recvmsg::<()>(self.fd.as_raw_fd(), &mut iov, Some(&mut space), flags).map(|message| {
+                for control in message.cmsgs().into_iter().flatten() {
+                    if let ControlMessageOwned::ScmRights(fds) = control {
+                        descriptor = fds.first().and_then(|fd| crate::sys::process::take_fd(*fd).ok());
+                    }
+                }
+                message.bytes
+            })
+        } else {
+            nix::unistd::read(&self.fd, &mut buf)
+        };
+        let n = match read {
+            Ok(n) => n,
+            Err(Errno::EAGAIN | Errno::EINTR) => return Ok(Message::Later),
+            Err(Errno::ECONNRESET) => 0,
+            Err(errno) => return Err(Error::sys("read the child's report", errno)),
+        };
+        let mut bytes = &buf[..n];
+        // A FIFO has no message boundaries: a failed execve may follow the announcement in one read.
+        if !self.socket && bytes.len() > 1 && bytes[0] == Record::Execing.encode()[0] {
+            self.execing = true;
+            bytes = &bytes[1..];
+        }
+        if bytes.is_empty() {
+            return Ok(if self.execing { Message::Executed } else { Message::Lost });
+        }
+        let record = Record::decode(bytes).ok_or_else(|| Error::new(Kind::System, "child's report is not readable"))?;
+        self.execing |= record == Record::Execing;
+        Ok(Message::Record(record, descriptor))
+    }
+
+    /// Waits for the start to succeed or fail. None: not yet.
+    pub(crate) fn executed(&mut self) -> Result<Option<std::result::Result<(), Option<Failure>>>> {
+        loop {
+            match self.receive()? {
+                Message::Later => return Ok(None),
+                Message::Executed => return Ok(Some(Ok(()))),
+                Message::Lost => return Ok(Some(Err(None))),
+                Message::Record(Record::Failed(failure), _) => return Ok(Some(Err(Some(failure)))),
+                Message::Record(..) => {}
+            }
+        }
+    }
+}
+
+/// Namespaces that a process enters only by its birth: this process points at them for the length of a clone.
+#[derive(Debug, Default)]
+struct Aim {
+    restore: Vec<(OwnedFd, u64)>,
+}
+
+impl Aim {
+    /// Children are born into the pid namespace of `fd`, a namespace file or a pidfd.
+    fn at_pid_namespace(&mut self, fd: BorrowedFd<'_>) -> nix::Result<()> {
+        let own = own_namespace(c"/proc/self/ns/pid")?;
+        setns(fd, libc::CLONE_NEWPID as u64)?;
+        self.restore.push((own, libc::CLONE_NEWPID as u64));
+        Ok(())
+    }
+
+    /// Children are born into a new time namespace with these offsets.
+    fn at_new_time_namespace(&mut self, offsets: &str) -> nix::Result<()> {
+        let own = own_namespace(c"/proc/self/ns/time")?;
+        crate::sys::clone::unshare(crate::sys::clone::CLONE_NEWTIME)?;
+        self.restore.push((own, crate::sys::clone::CLONE_NEWTIME));
+        let file = nix::fcntl::open(
+            c"/proc/self/timens_offsets",
+            nix::fcntl::OFlag::O_WRONLY | nix::fcntl::OFlag::O_CLOEXEC,
+            nix::sys::stat::Mode::empty(),
+        )?;
+        nix::unistd::write(&file, offsets.as_bytes()).map(drop)
+    }
+
+    /// Back to this process's own namespaces.
+    fn done(self) -> nix::Result<()> {
+        self.restore.iter().try_for_each(|(fd, kind)| setns(fd.as_fd(), *kind))
+    }
+}
+
+fn own_namespace(path: &std::ffi::CStr) -> nix::Result<OwnedFd> {
+    let flags = nix::fcntl::OFlag::O_RDONLY | nix::fcntl::OFlag::O_CLOEXEC;
+    nix::fcntl::open(path, flags, nix::sys::stat::Mode::empty())
+}
+
+/// Writes `text` to a file of a process in /proc that this process has just made.
+fn write_proc(pid: i32, name: &str, text: &str) -> Result<()> {
+    use std::io::Write;
+    let path = format!("/proc/{pid}/{name}");
+    let mut file =
+        std::fs::OpenOptions::new().write(true).open(&path).map_err(|e| Error::io(format!("open {path:?}"), &e))?;
+    file.write_all(text.as_bytes()).map_err(|e| Error::io(format!("write {:?} to {path:?}", text.trim_end()), &e))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_end_of_a_channel_means_success_only_after_execing() {
+        let (mut channel, child) = Channel::pair().unwrap();
+        assert!(channel.executed().unwrap().is_none());
+        nix::unistd::write(&child, &Record::Execing.encode()).unwrap();
+        assert!(channel.executed().unwrap().is_none());
+        drop(child);
+        assert_eq!(channel.executed().unwrap(), Some(Ok(())));
+
+        let (mut channel, child) = Channel::pair().unwrap();
+        drop(child);
+        assert_eq!(channel.executed().unwrap(), Some(Err(None)));
+    }
+
+    #[test]
+    fn a_failure_after_execing_on_a_fifo_is_a_failure() {
+        let (read, write) = nix::unistd::pipe2(nix::fcntl::OFlag::O_NONBLOCK).unwrap();
+        let failure = Failure::new(crate::child::report::Step::Execve, 0, Errno::ENOEXEC);
+        let records = [Record::Execing.encode(), Record::Failed(failure.clone()).encode()].concat();
+        nix::unistd::write(&write, &records).unwrap();
+        assert_eq!(Channel::fifo(read).executed().unwrap(), Some(Err(Some(failure))));
     }
 }

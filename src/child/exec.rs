@@ -1,0 +1,98 @@
+//! The birth of an exec process: joins the container through its init's pidfd, becomes the user, execs.
+
+use std::os::fd::{AsFd, OwnedFd};
+
+use nix::errno::Errno;
+use nix::sys::stat::{Mode, umask};
+
+use super::report::{At, Failure, Record, Report, Step};
+use super::{console, identity, init};
+use crate::plan::process::Process;
+use crate::sys::process::{self as sys, SockFilter};
+use crate::sys::{clone, path};
+
+/// Everything that the child needs beside its own copy of the parent's memory.
+#[derive(Debug)]
+pub struct Exec<'a> {
+    /// The process.
+    pub process: &'a Process,
+    /// The container's seccomp filter and its flags.
+    pub filter: Option<(Vec<SockFilter>, u32)>,
+    /// The container's init.
+    pub init: OwnedFd,
+    /// CLONE_NEW* of the namespaces to join; the pid namespace is joined by birth.
+    pub namespaces: u64,
+    /// The container has a user namespace.
+    pub in_user_namespace: bool,
+    /// Standard streams; None keeps the caller's.
+    pub stdio: Option<[OwnedFd; 3]>,
+    /// Descriptors 3..3+n stay open.
+    pub preserve_fds: u32,
+    /// Name of the session keyring to make.
+    pub keyring: Option<std::ffi::CString>,
+    /// The socket to the parent.
+    pub report: OwnedFd,
+    /// The parent has something to do first: it says when it is done.
+    pub wait_for_parent: bool,
+}
+
+/// Runs in the child; does not return.
+pub fn run(exec: Exec<'_>) -> ! {
+    sys::reset_signals();
+    let report = match exec.report.try_clone() {
+        Ok(fd) => Report::new(fd),
+        Err(_) => sys::exit_now(1),
+    };
+    let Err(failure) = birth(&exec, &report);
+    let _ = report.send(&Record::Failed(failure));
+    sys::exit_now(1)
+}
+
+fn birth(exec: &Exec<'_>, report: &Report) -> Result<std::convert::Infallible, Failure> {
+    let plan = exec.process;
+    if exec.wait_for_parent {
+        report.wait().at(Step::Parent)?;
+    }
+    if exec.namespaces != 0 {
+        clone::setns(exec.init.as_fd(), exec.namespaces).at(Step::Join)?;
+    }
+    if exec.in_user_namespace {
+        let _ = sys::setgroups(&[]);
+        sys::setgid(0).and_then(|()| sys::setuid(0)).at(Step::NamespaceRoot)?;
+        sys::set_dumpable(false).at(Step::NamespaceRoot)?;
+    }
+    umask(Mode::empty());
+    let _ = nix::unistd::setsid();
+    if let Some(name) = &exec.keyring {
+        sys::new_session_keyring(name).at(Step::Keyring)?;
+    }
+    let root = path::open_dir(c"/").at(Step::Rootfs)?;
+    if plan.terminal {
+        let slave = console::open(root.as_fd(), plan, report)?;
+        console::take(&slave)?;
+    } else if let Some(streams) = &exec.stdio {
+        for (number, stream) in streams.iter().enumerate() {
+            sys::place_fd(stream.as_fd(), number as i32).at(Step::Stdio)?;
+        }
+    }
+    drop(root);
+    if !exec.in_user_namespace {
+        for (at, (resource, soft, hard)) in plan.rlimits.iter().enumerate() {
+            sys::prlimit(0, *resource, *soft, *hard).at_item(Step::Rlimit, at)?;
+        }
+    }
+    let filter = exec.filter.as_ref().map(|(program, flags)| (program.as_slice(), *flags));
+    let ready = identity::become_user(plan, filter, exec.in_user_namespace)?;
+    let mut env = plan.env.clone();
+    init::env_push(&mut env, ready.home);
+    sys::cloexec_from(3 + exec.preserve_fds).at(Step::Descriptors)?;
+    for fd in 3..3 + exec.preserve_fds as i32 {
+        sys::set_cloexec(fd, false).at(Step::Descriptors)?;
+    }
+    report.send(&Record::Execing).at(Step::Parent)?;
+    if plan.no_new_privs {
+        identity::install(filter)?;
+    }
+    let errno: Errno = sys::execve(&ready.program, &plan.argv, &env);
+    Err(Failure::new(Step::Execve, 0, errno))
+}

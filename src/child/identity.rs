@@ -1,0 +1,271 @@
+//! From a root in the container to the user that the spec names: labels, capabilities, ids, working directory, program.
+
+use std::ffi::{CStr, CString};
+use std::os::fd::{AsFd, BorrowedFd};
+
+use nix::errno::Errno;
+use nix::fcntl::{AtFlags, OFlag};
+use nix::sys::stat::{Mode, SFlag, fstat, stat};
+use nix::unistd::{AccessFlags, faccessat};
+
+use super::report::{At, Failure, Step};
+use crate::plan::process::Process;
+use crate::sys::process::{self as sys, CapSets, SockFilter};
+use crate::sys::{mount, path};
+
+/// A compiled seccomp filter: program and flags.
+pub type Filter<'a> = Option<(&'a [SockFilter], u32)>;
+
+/// A process that has become the user of the spec.
+#[derive(Debug)]
+pub struct Ready {
+    /// What to execve.
+    pub program: CString,
+    /// HOME, when the container's passwd had to tell.
+    pub home: Option<CString>,
+}
+
+/// Becomes the user. Afterwards nothing is left to do but the gate, the filter when no_new_privs is set, and execve.
+pub fn become_user(plan: &Process, filter: Filter<'_>, in_user_namespace: bool) -> Result<Ready, Failure> {
+    scheduling(plan)?;
+    labels(plan)?;
+    let home = plan.find_home.then(|| home(plan.uid));
+    if plan.no_new_privs {
+        sys::set_no_new_privs().at(Step::NoNewPrivs)?;
+    } else {
+        // Without no_new_privs the kernel wants CAP_SYS_ADMIN for a filter, which is about to go.
+        install(filter)?;
+    }
+    nix::sys::stat::umask(Mode::from_bits_truncate(plan.umask));
+    let early = chdir(&plan.cwd);
+    if let Some(caps) = &plan.capabilities {
+        for cap in 0..64 {
+            if caps.bounding & (1 << cap) != 0 {
+                continue;
+            }
+            match sys::drop_bounding(cap) {
+                // Past the last capability of this kernel.
+                Err(Errno::EINVAL) => break,
+                other => other.at_item(Step::Bounding, cap.into())?,
+            }
+        }
+    }
+    own_stdio(plan.uid)?;
+    sys::keep_caps(true).at(Step::Capabilities)?;
+    match sys::setgroups(&plan.groups) {
+        // A user namespace may forbid setgroups(2); having nothing to set is then no failure.
+        Err(Errno::EPERM) if plan.groups.is_empty() && in_user_namespace => {}
+        other => other.at(Step::Groups)?,
+    }
+    sys::setgid(plan.gid).at(Step::Gid)?;
+    sys::setuid(plan.uid).at(Step::Uid)?;
+    if let Some(caps) = &plan.capabilities {
+        let sets = CapSets { effective: caps.effective, permitted: caps.permitted, inheritable: caps.inheritable };
+        set_capabilities(sets, caps.ambient)?;
+    } else {
+        sys::keep_caps(false).at(Step::Capabilities)?;
+        if plan.uid != 0 {
+            sys::capset(CapSets::default()).at(Step::Capabilities)?;
+        }
+    }
+    if let Err(errno) = early {
+        // Only the user may be able to enter it (a home on NFS).
+        if errno != Errno::EACCES {
+            return Err(Failure::new(Step::Chdir, 0, errno));
+        }
+        chdir(&plan.cwd).at(Step::Chdir)?;
+    }
+    cwd_is_inside()?;
+    let program = find_program(plan)?;
+    Ok(Ready { program, home })
+}
+
+/// Installs the filter, if there is one.
+pub fn install(filter: Filter<'_>) -> Result<(), Failure> {
+    match filter {
+        Some((program, flags)) => sys::seccomp_filter(program, flags).map(drop).at(Step::Seccomp),
+        None => Ok(()),
+    }
+}
+
+fn scheduling(plan: &Process) -> Result<(), Failure> {
+    if let Some(attr) = &plan.scheduler {
+        sys::set_scheduler(attr).at(Step::Scheduler)?;
+    }
+    if let Some((class, priority)) = plan.io_priority {
+        sys::set_io_priority(class, priority).at(Step::IoPriority)?;
+    }
+    Ok(())
+}
+
+fn set_capabilities(sets: CapSets, ambient: u64) -> Result<(), Failure> {
+    // What this process does not hold itself cannot be granted, and the spec makes that no failure.
+    let held = held().at(Step::Capabilities)?;
+    let sets = CapSets {
+        effective: sets.effective & sets.permitted & held,
+        permitted: sets.permitted & held,
+        inheritable: sets.inheritable & held,
+    };
+    sys::capset(sets).at(Step::Capabilities)?;
+    sys::keep_caps(false).at(Step::Capabilities)?;
+    sys::clear_ambient().at(Step::Capabilities)?;
+    for cap in (0..64u8).filter(|cap| ambient & (1 << cap) != 0) {
+        // Only what is both permitted and inheritable can be ambient (capabilities(7)); the rest is left out.
+        if sets.permitted & sets.inheritable & (1 << cap) != 0 {
+            sys::raise_ambient(cap).at(Step::Capabilities)?;
+        }
+    }
+    Ok(())
+}
+
+fn held() -> nix::Result<u64> {
+    let set = caps::read(None, caps::CapSet::Permitted).map_err(|_| Errno::EPERM)?;
+    Ok(set.iter().fold(0, |bits, cap| bits | 1 << cap.index()))
+}
+
+/// The user of the process may open its own streams again by /dev/stdout; /dev/null is everybody's.
+fn own_stdio(uid: u32) -> Result<(), Failure> {
+    for number in 0..3 {
+        let stream = sys::standard_stream(number);
+        let Ok(stat) = fstat(stream) else { continue };
+        let null = stat.st_mode & libc::S_IFMT == libc::S_IFCHR && stat.st_rdev == libc::makedev(1, 3);
+        if stat.st_uid == uid || null {
+            continue;
+        }
+        match nix::unistd::fchown(stream, Some(uid.into()), None) {
+            // A stream of the host that is not ours to give away: unmapped owner, read-only or foreign file system.
+            Ok(()) | Err(Errno::EINVAL | Errno::EPERM | Errno::EROFS | Errno::ENOSYS) => {}
+            Err(errno) => return Err(Failure::new(Step::StdioOwner, number as usize, errno)),
+        }
+    }
+    Ok(())
+}
+
+fn labels(plan: &Process) -> Result<(), Failure> {
+    if plan.apparmor.is_none() && plan.selinux.is_none() {
+        return Ok(());
+    }
+    let proc = procfs().at(Step::Procfs)?;
+    if let Some(profile) = &plan.apparmor {
+        let text = [b"exec ", profile.as_bytes()].concat();
+        let file = match write_below(proc.as_fd(), c"thread-self/attr/apparmor/exec", &text) {
+            Err(Errno::ENOENT) => write_below(proc.as_fd(), c"thread-self/attr/exec", &text),
+            other => other,
+        };
+        file.at(Step::AppArmor)?;
+    }
+    if let Some(label) = &plan.selinux {
+        write_below(proc.as_fd(), c"thread-self/attr/exec", label.as_bytes()).at(Step::SeLinux)?;
+    }
+    Ok(())
+}
+
+/// A procfs of our own that nothing of the container can stand in for; where it cannot be made (a user namespace
+/// without its own pid namespace), the one at /proc if it is the root of a genuine procfs.
+pub fn procfs() -> nix::Result<std::os::fd::OwnedFd> {
+    const PROC_SUPER_MAGIC: i64 = 0x9fa0;
+    const PROC_ROOT_INO: u64 = 1;
+    match mount::new_mount(c"proc", &[], 0) {
+        Err(Errno::EPERM | Errno::ENOSYS) => {
+            let root = path::open_dir(c"/")?;
+            let proc = path::open_no_symlinks(root.as_fd(), c"proc", OFlag::O_PATH | OFlag::O_DIRECTORY)?;
+            let genuine = path::magic(proc.as_fd())? == PROC_SUPER_MAGIC && fstat(&proc)?.st_ino == PROC_ROOT_INO;
+            if genuine { Ok(proc) } else { Err(Errno::ENODEV) }
+        }
+        other => other,
+    }
+}
+
+/// Writes `text` to the existing file `name` beneath `proc`, in one write.
+pub fn write_below(proc: BorrowedFd<'_>, name: &CStr, text: &[u8]) -> nix::Result<()> {
+    let file = path::open_beneath(proc, name, OFlag::O_WRONLY)?;
+    match nix::unistd::write(&file, text)? {
+        n if n == text.len() => Ok(()),
+        _ => Err(Errno::EIO),
+    }
+}
+
+fn chdir(cwd: &CStr) -> nix::Result<()> {
+    nix::unistd::chdir(cwd)
+}
+
+/// A working directory outside of the root (through an inherited descriptor, or one that was deleted) has no path.
+fn cwd_is_inside() -> Result<(), Failure> {
+    match nix::unistd::getcwd() {
+        Ok(cwd) if cwd.is_absolute() => Ok(()),
+        Ok(_) => Err(Failure::new(Step::CwdOutside, 0, Errno::ENOENT)),
+        Err(errno) => Err(Failure::new(Step::CwdOutside, 0, errno)),
+    }
+}
+
+/// Looks the program up as execvp(3) would, as the user that will run it, so that a missing one fails the create.
+fn find_program(plan: &Process) -> Result<CString, Failure> {
+    let name = &plan.argv.as_slice()[0];
+    if name.to_bytes().contains(&b'/') {
+        return executable(name).map(|()| name.clone()).at(Step::Program);
+    }
+    let mut cause = Errno::ENOENT;
+    for dir in plan.path.iter().flatten() {
+        let Ok(path) = CString::new([dir.to_bytes(), b"/", name.to_bytes()].concat()) else { continue };
+        match executable(&path) {
+            Ok(()) => return Ok(path),
+            Err(errno @ (Errno::EACCES | Errno::EISDIR)) => cause = errno,
+            Err(_) => {}
+        }
+    }
+    Err(Failure::new(Step::Program, 1, if cause == Errno::EISDIR { Errno::ENOENT } else { cause }))
+}
+
+fn executable(path: &CStr) -> nix::Result<()> {
+    let stat = stat(path)?;
+    if stat.st_mode & libc::S_IFMT == libc::S_IFDIR {
+        return Err(Errno::EISDIR);
+    }
+    faccessat(nix::fcntl::AT_FDCWD, path, AccessFlags::X_OK, AtFlags::AT_EACCESS)
+}
+
+/// The home of `uid` in the container's `/etc/passwd`; `/` when it does not tell. The file is the image's: only a
+/// regular one is read, and only so far.
+fn home(uid: u32) -> CString {
+    const LIMIT: usize = 1 << 20;
+    let read = || -> nix::Result<Vec<u8>> {
+        let flags = OFlag::O_RDONLY | OFlag::O_NONBLOCK | OFlag::O_NOCTTY | OFlag::O_CLOEXEC;
+        let root = path::open_dir(c"/")?;
+        let file = path::open_in_root(root.as_fd(), c"etc/passwd", flags)?;
+        if path::kind(file.as_fd())?.0 != SFlag::S_IFREG {
+            return Err(Errno::EINVAL);
+        }
+        let mut text = Vec::new();
+        let mut chunk = [0u8; 4096];
+        while text.len() < LIMIT {
+            match nix::unistd::read(&file, &mut chunk)? {
+                0 => break,
+                n => text.extend_from_slice(&chunk[..n]),
+            }
+        }
+        Ok(text)
+    };
+    let home = read().ok().and_then(|text| home_in(&text, uid)).unwrap_or_else(|| b"/".to_vec());
+    CString::new([&b"HOME="[..], &home].concat()).unwrap_or_else(|_| c"HOME=/".to_owned())
+}
+
+fn home_in(passwd: &[u8], uid: u32) -> Option<Vec<u8>> {
+    let uid = uid.to_string();
+    let fields = |line: &'_ [u8]| line.split(|b| *b == b':').map(<[u8]>::to_vec).collect::<Vec<_>>();
+    let line = passwd.split(|b| *b == b'\n').map(fields).find(|f| f.get(2).is_some_and(|id| id == uid.as_bytes()))?;
+    line.into_iter().nth(5).filter(|home| !home.is_empty())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn home_is_the_sixth_field_of_the_users_line() {
+        let passwd = b"root:x:0:0:root:/root:/bin/sh\nbroken\nu:x:1000:1000::/home/u:/bin/sh\nn:x:7:7::";
+        assert_eq!(home_in(passwd, 1000).unwrap(), b"/home/u");
+        assert_eq!(home_in(passwd, 0).unwrap(), b"/root");
+        assert_eq!(home_in(passwd, 7), None);
+        assert_eq!(home_in(passwd, 1), None);
+    }
+}

@@ -1,0 +1,274 @@
+//! The birth of a container's init, from clone to execve, as one straight line.
+
+use std::collections::BTreeMap;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::PathBuf;
+
+use nix::errno::Errno;
+use nix::sys::stat::{Mode, umask};
+use oci_spec::runtime::{Hook, LinuxNamespaceType as Kind};
+
+use super::report::{self, At, Failure, Record, Report, Step};
+use super::rootfs::{self, Surroundings};
+use super::{console, identity};
+use crate::hooks;
+use crate::plan::Plan;
+use crate::sys::clone::{self, Side};
+use crate::sys::path;
+use crate::sys::process::{self as sys, SockFilter};
+
+/// Everything that the child needs beside its own copy of the parent's memory.
+#[derive(Debug)]
+pub struct Init<'a> {
+    /// What to do.
+    pub plan: &'a Plan,
+    /// The compiled seccomp filter and its flags.
+    pub filter: Option<(Vec<SockFilter>, u32)>,
+    /// Namespaces to join, with their CLONE_NEW* flag and place in the plan; the pid namespace is not among them.
+    pub joins: Vec<(u64, usize, OwnedFd)>,
+    /// CLONE_NEW* of a second clone after the joins, when a user namespace is made and others are joined: joining
+    /// needs the rights that the new user namespace takes away.
+    pub second_clone: Option<u64>,
+    /// Sources of bind mounts that the parent has opened, by place in the plan.
+    pub sources: Vec<Option<OwnedFd>>,
+    /// The container's cgroup directories.
+    pub cgroups: BTreeMap<String, PathBuf>,
+    /// Standard streams; None keeps the caller's.
+    pub stdio: Option<[OwnedFd; 3]>,
+    /// Descriptors 3..3+n stay open.
+    pub preserve_fds: u32,
+    /// The socket to the parent.
+    pub report: OwnedFd,
+    /// A FIFO to read the start from and one to write records to afterwards; None goes on with the socket.
+    pub gate: Option<(OwnedFd, OwnedFd)>,
+    /// The state for hooks, without pid and status.
+    pub state: serde_json::Map<String, serde_json::Value>,
+}
+
+/// Runs in the child; does not return.
+pub fn run(init: Init<'_>) -> ! {
+    sys::reset_signals();
+    let report = match init.report.try_clone() {
+        Ok(fd) => Report::new(fd),
+        Err(_) => sys::exit_now(1),
+    };
+    if let Err((failure, report)) = birth(init, report) {
+        let _ = report.send(&Record::Failed(failure));
+    }
+    sys::exit_now(1)
+}
+
+fn birth(init: Init<'_>, report: Report) -> Result<(), (Failure, Report)> {
+    let (ready, slave) = match create(&init, &report) {
+        Ok(ready) => ready,
+        Err(failure) => return Err((failure, report)),
+    };
+    drop(slave);
+    if let Err(errno) = report.send(&Record::Ready) {
+        return Err((Failure::new(Step::Parent, 0, errno), report));
+    }
+    let Init { plan, filter, report: socket, gate, preserve_fds, state, .. } = init;
+    let (go, report) = match gate {
+        Some((go, status)) => {
+            drop(socket);
+            (go, Report::new(status))
+        }
+        None => (socket, report),
+    };
+    let failed = match start(plan, &filter, ready, go, preserve_fds, &state, &report) {
+        Ok(never) => match never {},
+        Err(failure) => failure,
+    };
+    Err((failed, report))
+}
+
+fn create(init: &Init<'_>, report: &Report) -> Result<(identity::Ready, Option<OwnedFd>), Failure> {
+    let plan = init.plan;
+    report.wait().at(Step::Parent)?;
+    namespaces(init, report)?;
+    umask(Mode::empty());
+    let _ = nix::unistd::setsid();
+    if plan.namespaces.makes(Kind::Network) {
+        sys::loopback_up().at(Step::Loopback)?;
+    }
+    if let Some(name) = &plan.hostname {
+        nix::unistd::sethostname(std::ffi::OsStr::new(&*name.to_string_lossy())).at(Step::Hostname)?;
+    }
+    if let Some(name) = &plan.domainname {
+        sys::setdomainname(name.to_bytes()).at(Step::Domainname)?;
+    }
+    if let Some(name) = &plan.keyring {
+        sys::new_session_keyring(name).at(Step::Keyring)?;
+    }
+    let around = Surroundings {
+        sources: &init.sources,
+        cgroups: &init.cgroups,
+        cgroup_namespace: plan.namespaces.has(Kind::Cgroup),
+        bind_devices: plan.namespaces.has(Kind::User),
+    };
+    let prepared = rootfs::prepare(&plan.rootfs, &around)?;
+    let slave = if plan.rootfs.console {
+        let slave = console::open(prepared.root.as_fd(), &plan.process, report)?;
+        console::bind(prepared.root.as_fd(), &slave)?;
+        Some(slave)
+    } else {
+        None
+    };
+    if has(plan.hooks.prestart()) || has(plan.hooks.create_runtime()) {
+        report.send(&Record::Mounted).at(Step::Parent)?;
+        report.wait().at(Step::Parent)?;
+    }
+    run_hooks(Step::CreateContainerHook, "createContainer", plan.hooks.create_container(), &init.state, "creating", &[])?;
+    rootfs::enter(&plan.rootfs, &prepared)?;
+    let cwd = plan.process.cwd.to_bytes();
+    if cwd != b"/" {
+        // Missing directories are made; one that only the user may see is left to the chdir that follows.
+        let inside = crate::sys::mount::cstring(&cwd[1..]).at(Step::MakeCwd)?;
+        match path::mkdir_all(prepared.root.as_fd(), &inside, Mode::from_bits_truncate(0o755)) {
+            Ok(_) | Err(Errno::EACCES | Errno::EPERM | Errno::EROFS | Errno::ELOOP | Errno::EXDEV) => {}
+            Err(errno) => return Err(Failure::new(Step::MakeCwd, 0, errno)),
+        }
+    }
+    if !plan.sysctls.is_empty() {
+        let proc = identity::procfs().at(Step::Procfs)?;
+        for (at, sysctl) in plan.sysctls.iter().enumerate() {
+            let name = crate::sys::mount::cstring([b"sys/", sysctl.path.to_bytes()].concat());
+            identity::write_below(proc.as_fd(), &name.at_item(Step::Sysctl, at)?, sysctl.value.to_bytes())
+                .at_item(Step::Sysctl, at)?;
+        }
+    }
+    rootfs::seal(&plan.rootfs, &prepared)?;
+    drop(prepared);
+    match (&slave, &init.stdio) {
+        (Some(slave), _) => console::take(slave)?,
+        (None, Some(streams)) => {
+            for (number, stream) in streams.iter().enumerate() {
+                sys::place_fd(stream.as_fd(), number as i32).at(Step::Stdio)?;
+            }
+        }
+        (None, None) => {}
+    }
+    let filter = init.filter.as_ref().map(|(program, flags)| (program.as_slice(), *flags));
+    let ready = identity::become_user(&plan.process, filter, plan.namespaces.has(Kind::User))?;
+    Ok((ready, slave))
+}
+
+fn namespaces(init: &Init<'_>, report: &Report) -> Result<(), Failure> {
+    let plan = &init.plan.namespaces;
+    join(&init.joins)?;
+    let mut in_user_namespace = plan.has(Kind::User);
+    if let Some(flags) = init.second_clone {
+        become_namespace_root_later(report)?;
+        match clone::clone3(flags | libc::CLONE_PARENT as u64, None).at(Step::Namespaces)? {
+            Side::Child => {}
+            Side::Parent(_, pidfd) => {
+                let sent = report.send_fd(&Record::Born, pidfd.as_fd());
+                sys::exit_now(i32::from(sent.is_err()));
+            }
+        }
+        in_user_namespace = true;
+    }
+    if in_user_namespace {
+        // setgroups(2) may be forbidden here, and root has no groups that matter yet.
+        let _ = sys::setgroups(&[]);
+        sys::setgid(0).and_then(|()| sys::setuid(0)).at(Step::NamespaceRoot)?;
+        // A change of ids sets the flag back to the system's default (prctl(2)).
+        sys::set_dumpable(false).at(Step::NamespaceRoot)?;
+    }
+    if plan.makes(Kind::Cgroup) {
+        // Its root is the cgroup of the caller, so it is made only now that the parent has moved us.
+        clone::unshare(Kind::Cgroup as u64).at(Step::Namespaces)?;
+    }
+    Ok(())
+}
+
+fn become_namespace_root_later(report: &Report) -> Result<(), Failure> {
+    clone::unshare(Kind::User as u64).at(Step::Namespaces)?;
+    report.send(&Record::NeedMaps).at(Step::Parent)?;
+    report.wait().at(Step::Parent)?;
+    sys::setgid(0).and_then(|()| sys::setuid(0)).at(Step::NamespaceRoot)
+}
+
+/// The host's right to join a namespace ends with the join of a user namespace, and begins with it for namespaces that
+/// belong to that one: so the others go first, and those that were refused once more afterwards.
+fn join(joins: &[(u64, usize, OwnedFd)]) -> Result<(), Failure> {
+    let user = Kind::User as u64;
+    let mut refused = Vec::new();
+    for (kind, at, fd) in joins.iter().filter(|(kind, ..)| *kind != user) {
+        match clone::setns(fd.as_fd(), *kind) {
+            Err(Errno::EPERM) => refused.push((*kind, *at, fd)),
+            other => other.at_item(Step::Join, *at)?,
+        }
+    }
+    for (kind, at, fd) in joins.iter().filter(|(kind, ..)| *kind == user) {
+        clone::setns(fd.as_fd(), *kind).at_item(Step::Join, *at)?;
+    }
+    for (kind, at, fd) in refused {
+        clone::setns(fd.as_fd(), kind).at_item(Step::Join, at)?;
+    }
+    Ok(())
+}
+
+fn start(
+    plan: &Plan,
+    filter: &Option<(Vec<SockFilter>, u32)>,
+    ready: identity::Ready,
+    go: OwnedFd,
+    preserve_fds: u32,
+    state: &serde_json::Map<String, serde_json::Value>,
+    report: &Report,
+) -> Result<std::convert::Infallible, Failure> {
+    report::wait(go.as_fd()).at(Step::Gate)?;
+    let mut env = plan.process.env.clone();
+    env_push(&mut env, ready.home);
+    if has(plan.hooks.start_container()) {
+        let pairs: Vec<(String, String)> = env
+            .as_slice()
+            .iter()
+            .filter_map(|var| var.to_str().ok()?.split_once('='))
+            .map(|(name, value)| (name.to_string(), value.to_string()))
+            .collect();
+        run_hooks(Step::StartContainerHook, "startContainer", plan.hooks.start_container(), state, "created", &pairs)?;
+    }
+    sys::cloexec_from(3 + preserve_fds).at(Step::Descriptors)?;
+    for fd in 3..3 + preserve_fds as i32 {
+        sys::set_cloexec(fd, false).at(Step::Descriptors)?;
+    }
+    report.send(&Record::Execing).at(Step::Parent)?;
+    if plan.process.no_new_privs {
+        identity::install(filter.as_ref().map(|(program, flags)| (program.as_slice(), *flags)))?;
+    }
+    let errno = sys::execve(&ready.program, &plan.process.argv, &env);
+    Err(Failure::new(Step::Execve, 0, errno))
+}
+
+/// Adds HOME, when the passwd had to tell it.
+pub fn env_push(env: &mut sys::CStrings, home: Option<std::ffi::CString>) {
+    if let Some(home) = home {
+        env.push(home);
+    }
+}
+
+fn has(hooks: &Option<Vec<Hook>>) -> bool {
+    hooks.as_ref().is_some_and(|list| !list.is_empty())
+}
+
+fn run_hooks(
+    step: Step,
+    kind: &str,
+    list: &Option<Vec<Hook>>,
+    state: &serde_json::Map<String, serde_json::Value>,
+    status: &str,
+    env: &[(String, String)],
+) -> Result<(), Failure> {
+    for (at, hook) in list.iter().flatten().enumerate() {
+        let mut state = state.clone();
+        state.insert("pid".into(), std::process::id().into());
+        state.insert("status".into(), status.into());
+        let json = serde_json::Value::Object(state).to_string();
+        hooks::start(kind, at, hook, json.as_bytes(), env)
+            .and_then(hooks::Running::finish)
+            .map_err(|err| Failure { step, item: at as u32, errno: 0, detail: err.to_string() })?;
+    }
+    Ok(())
+}

@@ -1,0 +1,8 @@
+//! What runs between clone and execve: it applies a plan and decides nothing. Does not live here: the parent's side (launch).
+
+pub mod console;
+pub mod exec;
+pub mod identity;
+pub mod init;
+pub mod report;
+pub mod rootfs;

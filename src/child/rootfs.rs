@@ -1,0 +1,410 @@
+//! Mounts, devices, masks and the root itself, all by descriptors below the root's own.
+
+use std::collections::BTreeMap;
+use std::ffi::{CStr, CString};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::PathBuf;
+
+use nix::errno::Errno;
+use nix::fcntl::OFlag;
+use nix::mount::MsFlags;
+use nix::sys::stat::{Mode, SFlag, fstat};
+
+use super::report::{At, Failure, Step};
+use crate::plan::rootfs::{Device, MountKind, MountPlan, Rootfs, V1Mount};
+use crate::sys::mount::{self, FsContext, MountAttr, attr};
+use crate::sys::path;
+
+const PROC_SUPER_MAGIC: i64 = 0x9fa0;
+
+/// The root mount with everything in it, before it becomes `/`.
+#[derive(Debug)]
+pub struct Prepared {
+    /// The root mount.
+    pub root: OwnedFd,
+    /// Mounts that become read-only at the end, by their place in the plan.
+    late: Vec<(usize, OwnedFd)>,
+    /// The host's `/dev/null`, from before the root was changed.
+    null: OwnedFd,
+}
+
+/// What the mounts need to know beside the plan.
+#[derive(Debug)]
+pub struct Surroundings<'a> {
+    /// Sources of bind mounts that the parent has opened, by place in the plan; the others are opened here.
+    pub sources: &'a [Option<OwnedFd>],
+    /// The container's cgroup directories: controller to path, "" on v2.
+    pub cgroups: &'a BTreeMap<String, PathBuf>,
+    /// The container has a cgroup namespace of its own.
+    pub cgroup_namespace: bool,
+    /// Device nodes cannot be made: they are bound from the host.
+    pub bind_devices: bool,
+}
+
+/// Makes the root mount and everything in it.
+pub fn prepare(plan: &Rootfs, around: &Surroundings<'_>) -> Result<Prepared, Failure> {
+    set_propagation(c"/", plan.host_propagation).at(Step::HostPropagation)?;
+    let null = host_null().at(Step::MaskedPath)?;
+    let root = bind_root(plan)?;
+    let mut late = Vec::new();
+    for (at, mount) in plan.mounts.iter().enumerate() {
+        if let Some(fd) = one_mount(&root, mount, at, around)? {
+            late.push((at, fd));
+        }
+    }
+    for (at, device) in plan.devices.iter().enumerate() {
+        make_device(&root, device, around.bind_devices).at_item(Step::Device, at)?;
+    }
+    symlinks(&root, &plan.symlinks)?;
+    Ok(Prepared { root, late, null })
+}
+
+fn set_propagation(path: &CStr, (flag, recursive): (u64, bool)) -> nix::Result<()> {
+    let none: Option<&CStr> = None;
+    let rec = if recursive { MsFlags::MS_REC } else { MsFlags::empty() };
+    nix::mount::mount(none, path, none, MsFlags::from_bits_retain(flag) | rec, none)
+}
+
+fn host_null() -> nix::Result<OwnedFd> {
+    let null = nix::fcntl::open(c"/dev/null", OFlag::O_PATH | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC, Mode::empty())?;
+    if path::kind(null.as_fd())? == (SFlag::S_IFCHR, libc::makedev(1, 3)) { Ok(null) } else { Err(Errno::ENODEV) }
+}
+
+/// Lays a copy of the rootfs over itself: pivot_root(2) wants a mount, and this one is ours alone.
+fn bind_root(plan: &Rootfs) -> Result<OwnedFd, Failure> {
+    let open = || -> nix::Result<OwnedFd> {
+        let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+        let dir = nix::fcntl::open(plan.path.as_c_str(), flags, Mode::empty())?;
+        let copy = mount::clone_tree(dir.as_fd(), c"", true)?;
+        if plan.host_propagation.0 == libc::MS_SHARED {
+            // pivot_root(2) refuses a root whose parent mount is shared.
+            make_parent_private(&plan.path)?;
+        }
+        mount::attach(copy.as_fd(), dir.as_fd())?;
+        Ok(copy)
+    };
+    open().at(Step::Rootfs)
+}
+
+fn make_parent_private(rootfs: &CStr) -> nix::Result<()> {
+    let mut bytes = rootfs.to_bytes();
+    loop {
+        let path = CString::new(if bytes.is_empty() { b"/" } else { bytes }).map_err(|_| Errno::EINVAL)?;
+        match set_propagation(&path, (libc::MS_PRIVATE, false)) {
+            // Not a mount point: the mount is further up.
+            Err(Errno::EINVAL) if !bytes.is_empty() => {
+                bytes = &bytes[..bytes.iter().rposition(|b| *b == b'/').unwrap_or(0)];
+            }
+            other => return other,
+        }
+    }
+}
+
+fn one_mount(
+    root: &OwnedFd,
+    plan: &MountPlan,
+    at: usize,
+    around: &Surroundings<'_>,
+) -> Result<Option<OwnedFd>, Failure> {
+    let fd = match &plan.kind {
+        MountKind::Bind { source, recursive } => {
+            let opened;
+            let fd = match around.sources.get(at).and_then(Option::as_ref) {
+                Some(fd) => fd.try_clone().map_err(|_| Errno::EMFILE).at_item(Step::MountSource, at)?,
+                None => {
+                    opened = open_source(source, *recursive).at_item(Step::MountSource, at)?;
+                    opened
+                }
+            };
+            let is_dir = path::kind(fd.as_fd()).at_item(Step::MountSource, at)?.0 == SFlag::S_IFDIR;
+            let target = target(root, plan, is_dir, at)?;
+            attributes(&fd, plan).at_item(Step::MountAttributes, at)?;
+            mount::attach(fd.as_fd(), target.as_fd()).at_item(Step::Mount, at)?;
+            fd
+        }
+        MountKind::New { fstype, options, mode_of_target } => {
+            let target = target(root, plan, true, at)?;
+            let mut extra = None;
+            if *mode_of_target {
+                let mode = fstat(&target).at_item(Step::MountTarget, at)?.st_mode & 0o7777;
+                extra = CString::new(format!("{mode:o}")).ok();
+            }
+            let fd = new_filesystem(fstype, options, extra.as_deref(), attrs(plan), at)?;
+            attributes_below(&fd, plan).at_item(Step::MountAttributes, at)?;
+            mount::attach(fd.as_fd(), target.as_fd()).at_item(Step::Mount, at)?;
+            fd
+        }
+        MountKind::CgroupV2 => cgroup_v2(root, plan, at, around)?,
+        MountKind::CgroupV1(hierarchies) => cgroup_v1(root, plan, hierarchies, at, around)?,
+    };
+    for (flag, recursive) in &plan.options.propagation {
+        let change = MountAttr { propagation: *flag, ..MountAttr::default() };
+        mount::setattr(fd.as_fd(), *recursive, &change).at_item(Step::MountAttributes, at)?;
+    }
+    Ok(plan.late_readonly.then_some(fd))
+}
+
+/// A detached copy of `source` as this process sees it.
+pub fn open_source(source: &CStr, recursive: bool) -> nix::Result<OwnedFd> {
+    let here = nix::fcntl::open(c"/", OFlag::O_PATH | OFlag::O_CLOEXEC, Mode::empty())?;
+    mount::clone_tree(here.as_fd(), source, recursive)
+}
+
+/// The attributes that a new mount gets at once.
+fn attrs(plan: &MountPlan) -> u64 {
+    if plan.late_readonly { plan.options.set & !attr::RDONLY } else { plan.options.set }
+}
+
+fn attributes(fd: &OwnedFd, plan: &MountPlan) -> nix::Result<()> {
+    let o = &plan.options;
+    if o.set | o.clear != 0 {
+        mount::setattr(fd.as_fd(), false, &MountAttr { set: attrs(plan), clear: o.clear, ..MountAttr::default() })?;
+    }
+    attributes_below(fd, plan)
+}
+
+fn attributes_below(fd: &OwnedFd, plan: &MountPlan) -> nix::Result<()> {
+    let o = &plan.options;
+    if o.rec_set | o.rec_clear != 0 {
+        mount::setattr(fd.as_fd(), true, &MountAttr { set: o.rec_set, clear: o.rec_clear, ..MountAttr::default() })?;
+    }
+    Ok(())
+}
+
+/// Opens the destination, and makes it when it is missing.
+fn target(root: &OwnedFd, plan: &MountPlan, is_dir: bool, at: usize) -> Result<OwnedFd, Failure> {
+    let destination = plan.destination.as_c_str();
+    let pseudo = matches!(&plan.kind, MountKind::New { fstype, .. }
+        if matches!(fstype.to_bytes(), b"proc" | b"sysfs"));
+    if pseudo {
+        // An image must not move /proc or /sys with a symlink: what is masked there later would stay open.
+        match path::open_no_symlinks(root.as_fd(), destination, OFlag::O_PATH | OFlag::O_DIRECTORY) {
+            Ok(fd) => return Ok(fd),
+            Err(Errno::ENOENT) => {}
+            Err(errno @ (Errno::ELOOP | Errno::ENOTDIR)) => {
+                return Err(Failure::new(Step::MountPlace, at, errno));
+            }
+            Err(errno) => return Err(Failure::new(Step::MountTarget, at, errno)),
+        }
+    }
+    let fd = if is_dir {
+        path::mkdir_all(root.as_fd(), destination, Mode::from_bits_truncate(0o755))
+    } else {
+        path::create_file(root.as_fd(), destination)
+    }
+    .at_item(Step::MountTarget, at)?;
+    // The spec's path was checked by its words; symlinks of the image may still have led into /proc.
+    let allowed = destination.to_bytes() == b"proc" || destination.to_bytes().starts_with(b"proc/");
+    if !allowed && path::magic(fd.as_fd()).at_item(Step::MountTarget, at)? == PROC_SUPER_MAGIC {
+        return Err(Failure::new(Step::MountPlace, at, Errno::ELOOP));
+    }
+    Ok(fd)
+}
+
+fn new_filesystem(
+    fstype: &CStr,
+    options: &[(CString, Option<CString>)],
+    mode: Option<&CStr>,
+    attrs: u64,
+    at: usize,
+) -> Result<OwnedFd, Failure> {
+    let context = FsContext::open(fstype).at_item(Step::Mount, at)?;
+    let mode = mode.map(|mode| (c"mode", Some(mode)));
+    let options = options.iter().map(|(key, value)| (key.as_c_str(), value.as_deref())).chain(mode);
+    for (key, value) in options {
+        if let Err(errno) = context.set(key, value) {
+            let said = context.message();
+            let option = match value {
+                Some(value) => format!("option {:?}", format!("{}={}", key.to_string_lossy(), value.to_string_lossy())),
+                None => format!("option {:?}", key.to_string_lossy()),
+            };
+            let detail = said.map_or(option.clone(), |said| format!("{option}: {said}"));
+            return Err(Failure::new(Step::Mount, at, errno).detail(detail));
+        }
+    }
+    context.mount(attrs).map_err(|(errno, context)| {
+        Failure::new(Step::Mount, at, errno).detail(context.message().unwrap_or_default())
+    })
+}
+
+fn cgroup_v2(
+    root: &OwnedFd,
+    plan: &MountPlan,
+    at: usize,
+    around: &Surroundings<'_>,
+) -> Result<OwnedFd, Failure> {
+    let target = target(root, plan, true, at)?;
+    let new = if around.cgroup_namespace { mount::new_mount(c"cgroup2", &[], attrs(plan)) } else { Err(Errno::EPERM) };
+    let fd = match new {
+        // No cgroup namespace, or not the right to mount in it: the container's own directory stands in.
+        Err(Errno::EPERM | Errno::EBUSY) => {
+            let own = around.cgroups.get("").ok_or(Errno::ENOENT).at_item(Step::MountSource, at)?;
+            let own = CString::new(own.as_os_str().as_encoded_bytes()).map_err(|_| Errno::EINVAL);
+            let fd = open_source(&own.at_item(Step::MountSource, at)?, true).at_item(Step::MountSource, at)?;
+            attributes(&fd, plan).at_item(Step::MountAttributes, at)?;
+            fd
+        }
+        other => other.at_item(Step::Mount, at)?,
+    };
+    mount::attach(fd.as_fd(), target.as_fd()).at_item(Step::Mount, at)?;
+    Ok(fd)
+}
+
+fn cgroup_v1(
+    root: &OwnedFd,
+    plan: &MountPlan,
+    hierarchies: &[V1Mount],
+    at: usize,
+    around: &Surroundings<'_>,
+) -> Result<OwnedFd, Failure> {
+    let target = target(root, plan, true, at)?;
+    let tmpfs = mount::new_mount(c"tmpfs", &[(c"mode", Some(c"755"))], attrs(plan)).at_item(Step::Mount, at)?;
+    mount::attach(tmpfs.as_fd(), target.as_fd()).at_item(Step::Mount, at)?;
+    for hierarchy in hierarchies {
+        let dir = path::mkdir_all(tmpfs.as_fd(), &hierarchy.name, Mode::from_bits_truncate(0o755))
+            .at_item(Step::MountTarget, at)?;
+        let fd = if around.cgroup_namespace {
+            let options: Vec<_> = hierarchy.options.iter().map(|(k, v)| (k.as_c_str(), v.as_deref())).collect();
+            mount::new_mount(c"cgroup", &options, plan.options.set).at_item(Step::Mount, at)?
+        } else {
+            let Some(own) = around.cgroups.get(&hierarchy.controller) else { continue };
+            let own = CString::new(own.as_os_str().as_encoded_bytes()).map_err(|_| Errno::EINVAL);
+            let fd = open_source(&own.at_item(Step::MountSource, at)?, true).at_item(Step::MountSource, at)?;
+            let set = MountAttr { set: plan.options.set, clear: plan.options.clear, ..MountAttr::default() };
+            mount::setattr(fd.as_fd(), true, &set).at_item(Step::MountAttributes, at)?;
+            fd
+        };
+        mount::attach(fd.as_fd(), dir.as_fd()).at_item(Step::Mount, at)?;
+        for link in &hierarchy.links {
+            nix::unistd::symlinkat(hierarchy.name.as_c_str(), tmpfs.as_fd(), link.as_c_str())
+                .at_item(Step::MountTarget, at)?;
+        }
+    }
+    Ok(tmpfs)
+}
+
+fn make_device(root: &OwnedFd, device: &Device, bind: bool) -> nix::Result<()> {
+    let (parent, leaf) = path::split(&device.path)?;
+    let dir = path::mkdir_all(root.as_fd(), &parent, Mode::from_bits_truncate(0o755))?;
+    if bind {
+        return bind_device(&dir, &leaf, device);
+    }
+    let kind = SFlag::from_bits_truncate(device.format);
+    match nix::sys::stat::mknodat(&dir, leaf.as_c_str(), kind, Mode::from_bits_truncate(device.mode), device.rdev) {
+        Ok(()) => {}
+        Err(Errno::EEXIST) => {
+            let fd = path::open_no_symlinks(dir.as_fd(), &leaf, OFlag::O_PATH | OFlag::O_NOFOLLOW)?;
+            return if path::kind(fd.as_fd())? == (kind, device.rdev) { Ok(()) } else { Err(Errno::EEXIST) };
+        }
+        Err(Errno::EPERM) => return bind_device(&dir, &leaf, device),
+        Err(errno) => return Err(errno),
+    }
+    if device.uid != 0 || device.gid != 0 {
+        let fd = path::open_no_symlinks(dir.as_fd(), &leaf, OFlag::O_PATH | OFlag::O_NOFOLLOW)?;
+        path::chown(fd.as_fd(), Some(device.uid), Some(device.gid))?;
+    }
+    Ok(())
+}
+
+fn bind_device(dir: &OwnedFd, leaf: &CStr, device: &Device) -> nix::Result<()> {
+    let source = open_source(&device.host, false)?;
+    if path::kind(source.as_fd())? != (SFlag::from_bits_truncate(device.format), device.rdev) {
+        return Err(Errno::ENODEV);
+    }
+    let target = path::create_file(dir.as_fd(), leaf)?;
+    mount::attach(source.as_fd(), target.as_fd())
+}
+
+fn symlinks(root: &OwnedFd, links: &[(CString, CString)]) -> Result<(), Failure> {
+    if links.is_empty() {
+        return Ok(());
+    }
+    let dev = path::mkdir_all(root.as_fd(), c"dev", Mode::from_bits_truncate(0o755)).at(Step::Symlink)?;
+    for (at, (name, link)) in links.iter().enumerate() {
+        if name.to_bytes() == b"core" && !std::path::Path::new("/proc/kcore").exists() {
+            continue;
+        }
+        match nix::unistd::symlinkat(link.as_c_str(), &dev, name.as_c_str()) {
+            Ok(()) | Err(Errno::EEXIST) => {}
+            Err(errno) => return Err(Failure::new(Step::Symlink, at, errno)),
+        }
+    }
+    Ok(())
+}
+
+/// Makes the prepared root `/` of this process.
+pub fn enter(plan: &Rootfs, prepared: &Prepared) -> Result<(), Failure> {
+    if plan.no_pivot {
+        let slash = path::open_dir(c"/").at(Step::PivotRoot)?;
+        mount::attach(prepared.root.as_fd(), slash.as_fd())
+            .and_then(|()| nix::unistd::fchdir(&prepared.root))
+            .and_then(|()| nix::unistd::chroot(c"."))
+            .and_then(|()| nix::unistd::chdir(c"/"))
+            .at(Step::PivotRoot)?;
+    } else {
+        mount::pivot_root(prepared.root.as_fd()).at(Step::PivotRoot)?;
+    }
+    if let Some((flag, recursive)) = plan.propagation {
+        let change = MountAttr { propagation: flag, ..MountAttr::default() };
+        mount::setattr(prepared.root.as_fd(), recursive, &change).at(Step::RootPropagation)?;
+    }
+    Ok(())
+}
+
+/// What can only be done when nothing is made in the root any more: read-only mounts, read-only and masked paths.
+pub fn seal(plan: &Rootfs, prepared: &Prepared) -> Result<(), Failure> {
+    let readonly = MountAttr { set: attr::RDONLY, ..MountAttr::default() };
+    for (at, fd) in &prepared.late {
+        mount::setattr(fd.as_fd(), false, &readonly).at_item(Step::MountAttributes, *at)?;
+    }
+    if plan.readonly {
+        mount::setattr(prepared.root.as_fd(), false, &readonly).at(Step::ReadonlyRoot)?;
+    }
+    let root = prepared.root.as_fd();
+    for (at, path) in plan.readonly_paths.iter().enumerate() {
+        readonly_path(root, path, &readonly).at_item(Step::ReadonlyPath, at)?;
+    }
+    let mut empty = None;
+    for (at, path) in plan.masked_paths.iter().enumerate() {
+        mask(root, path, &prepared.null, &mut empty).at_item(Step::MaskedPath, at)?;
+    }
+    Ok(())
+}
+
+fn lookup(root: BorrowedFd<'_>, path: &CStr) -> nix::Result<Option<OwnedFd>> {
+    match path::open_in_root(root, path, OFlag::O_PATH) {
+        Ok(fd) => Ok(Some(fd)),
+        // There is nothing to protect; every other failure is one.
+        Err(Errno::ENOENT | Errno::ENOTDIR) => Ok(None),
+        Err(errno) => Err(errno),
+    }
+}
+
+fn readonly_path(root: BorrowedFd<'_>, path: &CStr, readonly: &MountAttr) -> nix::Result<()> {
+    let Some(target) = lookup(root, path)? else { return Ok(()) };
+    let copy = mount::clone_tree(target.as_fd(), c"", true)?;
+    mount::setattr(copy.as_fd(), false, readonly)?;
+    mount::attach(copy.as_fd(), target.as_fd())
+}
+
+/// A file is hidden behind the host's /dev/null, a directory behind an empty read-only tmpfs that all share.
+fn mask(root: BorrowedFd<'_>, path: &CStr, null: &OwnedFd, empty: &mut Option<OwnedFd>) -> nix::Result<()> {
+    let Some(target) = lookup(root, path)? else { return Ok(()) };
+    if path::kind(target.as_fd())?.0 != SFlag::S_IFDIR {
+        let cover = mount::clone_tree(null.as_fd(), c"", false)?;
+        return mount::attach(cover.as_fd(), target.as_fd());
+    }
+    match empty {
+        Some(first) => {
+            let cover = mount::clone_tree(first.as_fd(), c"", false)?;
+            mount::attach(cover.as_fd(), target.as_fd())
+        }
+        // The first one is attached itself: older kernels copy attached mounts only.
+        None => {
+            let attrs = attr::RDONLY | attr::NOSUID | attr::NODEV | attr::NOEXEC;
+            let options = [(c"nr_blocks", Some(c"1")), (c"nr_inodes", Some(c"1"))];
+            let first = empty.insert(mount::new_mount(c"tmpfs", &options, attrs)?);
+            mount::attach(first.as_fd(), target.as_fd())
+        }
+    }
+}

@@ -1,0 +1,157 @@
+//! Runs hooks: the state on stdin, a deadline, bounded output. Does not live here: when they run (container, child).
+
+use std::fs::File;
+use std::io::{Read, Seek, Write};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::process::CommandExt;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use nix::sys::memfd::{MFdFlags, memfd_create};
+use oci_spec::runtime::Hook;
+
+use crate::sys::clone::pidfd_open;
+use crate::{Error, Kind, Result};
+
+/// What a hook wrote is read back up to here, in bytes.
+const MAX_OUTPUT: u64 = 16 << 10;
+
+/// A hook that runs.
+#[derive(Debug)]
+pub struct Running {
+    child: Child,
+    pidfd: OwnedFd,
+    deadline: Option<(Instant, i64)>,
+    stdout: File,
+    stderr: File,
+    what: String,
+}
+
+/// Starts hook number `at` of a kind, e.g. `createRuntime`, with `state` on its stdin. `env` replaces an absent one.
+pub fn start(kind: &str, at: usize, hook: &Hook, state: &[u8], env: &[(String, String)]) -> Result<Running> {
+    let what = format!("error running {kind} hook #{at}");
+    let fail = |err: &std::io::Error| Error::io(format!("{what}: start {:?}", hook.path().display().to_string()), err);
+    let mut stdin = memfd().map_err(|e| fail(&e))?;
+    stdin.write_all(state).and_then(|()| stdin.rewind()).map_err(|e| fail(&e))?;
+    let (stdout, stderr) = (memfd().map_err(|e| fail(&e))?, memfd().map_err(|e| fail(&e))?);
+    let mut command = Command::new(hook.path());
+    if let Some((name, rest)) = hook.args().as_deref().unwrap_or_default().split_first() {
+        command.arg0(name).args(rest);
+    }
+    command.env_clear();
+    match hook.env() {
+        Some(list) => {
+            command.envs(list.iter().filter_map(|var| var.split_once('=')));
+        }
+        None => {
+            command.envs(env.iter().map(|(name, value)| (name, value)));
+        }
+    }
+    let out = stdout.try_clone().map_err(|e| fail(&e))?;
+    let err = stderr.try_clone().map_err(|e| fail(&e))?;
+    command.stdin(Stdio::from(stdin)).stdout(Stdio::from(out)).stderr(Stdio::from(err));
+    let mut child = command.spawn().map_err(|e| fail(&e))?;
+    let pidfd = match pidfd_open(child.id() as i32) {
+        Ok(fd) => fd,
+        Err(errno) => {
+            let _ = child.kill().and_then(|()| child.wait());
+            return Err(Error::sys(format!("{what}: pidfd_open"), errno));
+        }
+    };
+    let deadline =
+        hook.timeout().map(|seconds| (Instant::now() + Duration::from_secs(seconds.unsigned_abs()), seconds));
+    Ok(Running { child, pidfd, deadline, stdout, stderr, what })
+}
+
+fn memfd() -> std::io::Result<File> {
+    Ok(memfd_create(c"hook", MFdFlags::MFD_CLOEXEC)?.into())
+}
+
+impl Running {
+    /// Readable when the hook has exited.
+    pub fn fd(&self) -> BorrowedFd<'_> {
+        self.pidfd.as_fd()
+    }
+
+    /// When it is killed.
+    pub fn deadline(&self) -> Option<Instant> {
+        self.deadline.map(|(at, _)| at)
+    }
+
+    /// Whether it has ended: None while it runs. Past its deadline it is killed and that is the error.
+    pub fn poll(&mut self) -> Result<Option<()>> {
+        match self.child.try_wait() {
+            Ok(Some(status)) if status.success() => Ok(Some(())),
+            Ok(Some(status)) => {
+                let status = status.to_string().replace("exit status: ", "exit status ");
+                let (stdout, stderr) = (text(&mut self.stdout), text(&mut self.stderr));
+                let text = format!("{}: {status}, stdout: {stdout}, stderr: {stderr}", self.what);
+                Err(Error::new(Kind::System, text))
+            }
+            Ok(None) => match self.deadline {
+                Some((at, seconds)) if Instant::now() >= at => {
+                    let text = format!("{}: hook ran past specified timeout of {seconds}.0s", self.what);
+                    Err(Error::new(Kind::Timeout, text))
+                }
+                _ => Ok(None),
+            },
+            Err(err) => Err(Error::io(format!("{}: wait", self.what), &err)),
+        }
+    }
+
+    /// Waits for its end. For callers that may block: the command line and the child.
+    pub fn finish(mut self) -> Result<()> {
+        loop {
+            if self.poll()?.is_some() {
+                return Ok(());
+            }
+            crate::launch::wait_readable(self.fd(), self.deadline())?;
+        }
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        if let Ok(None) = self.child.try_wait() {
+            let _ = self.child.kill();
+            let _ = self.child.wait();
+        }
+    }
+}
+
+fn text(file: &mut File) -> String {
+    let mut out = Vec::new();
+    let _ = file.rewind().and_then(|()| file.take(MAX_OUTPUT).read_to_end(&mut out));
+    String::from_utf8_lossy(&out).trim_end().to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn hook(json: &str) -> Hook {
+        serde_json::from_str(json).unwrap()
+    }
+
+    #[test]
+    fn a_hook_gets_the_state_on_stdin_and_only_its_own_environment() {
+        let script = r#"test "$(cat)" = state && test "$(env | grep -v -e PWD -e SHLVL -e ^_=)" = A=1 && test "$0" = name"#;
+        let json = serde_json::json!({"path": "/bin/sh", "args": ["sh", "-c", script, "name"], "env": ["A=1"]});
+        start("prestart", 0, &hook(&json.to_string()), b"state", &[]).unwrap().finish().unwrap();
+    }
+
+    #[test]
+    fn a_failing_hook_is_named_with_its_output() {
+        let json = r#"{"path":"/bin/sh","args":["sh","-c","echo out; echo err >&2; exit 3"]}"#;
+        let err = start("createRuntime", 2, &hook(json), b"", &[]).unwrap().finish().unwrap_err();
+        assert_eq!(err.to_string(), "error running createRuntime hook #2: exit status 3, stdout: out, stderr: err");
+    }
+
+    #[test]
+    fn a_hook_past_its_timeout_is_killed() {
+        let json = r#"{"path":"/bin/sleep","args":["sleep","60"],"timeout":1}"#;
+        let err = start("poststop", 0, &hook(json), b"", &[]).unwrap().finish().unwrap_err();
+        assert_eq!(err.kind(), Kind::Timeout);
+        assert!(err.to_string().ends_with("hook ran past specified timeout of 1.0s"), "{err}");
+    }
+}

@@ -1,0 +1,149 @@
+//! The parent's side of an exec process's birth.
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use nix::errno::Errno;
+
+use super::seccomp::Filter;
+use super::{Aim, Channel, Message, Process, describe, write_proc};
+use crate::cgroup::Cgroup;
+use crate::child::exec::{self, Exec};
+use crate::child::report::Record;
+use crate::plan::process::Process as ProcessPlan;
+use crate::sys::clone::{self, Side};
+use crate::sys::process as sys;
+use crate::{Error, Kind, Result};
+
+/// What a birth needs beside the plan.
+#[derive(Debug)]
+pub struct Begin<'a> {
+    /// The process.
+    pub plan: ProcessPlan,
+    /// The container's seccomp filter.
+    pub filter: Option<&'a Filter>,
+    /// Where it goes.
+    pub cgroup: &'a Cgroup,
+    /// Cgroup directory to be born into, where that is another one than the container's own.
+    pub init: OwnedFd,
+    /// CLONE_NEW* of the container's namespaces.
+    pub namespaces: u64,
+    /// Standard streams; None keeps the caller's.
+    pub stdio: Option<[OwnedFd; 3]>,
+    /// Descriptors 3..3+n stay open.
+    pub preserve_fds: u32,
+    /// Name of the session keyring.
+    pub keyring: Option<std::ffi::CString>,
+}
+
+/// An exec process between its clone and execve. Dropped before that, it is killed.
+#[derive(Debug)]
+pub struct Birth {
+    plan: ProcessPlan,
+    process: Option<Process>,
+    channel: Channel,
+    console: Option<OwnedFd>,
+}
+
+/// Clones the process.
+pub fn begin(begin: Begin<'_>) -> Result<Birth> {
+    let Begin { plan, filter, cgroup, init, namespaces, stdio, preserve_fds, keyring } = begin;
+    let stopped = |errno: Errno, what: &str| match errno {
+        Errno::ESRCH => Error::new(Kind::FailedPrecondition, "cannot exec in a stopped container"),
+        errno => Error::sys(what, errno),
+    };
+    let pid_namespace = libc::CLONE_NEWPID as u64;
+    let in_user_namespace = namespaces & libc::CLONE_NEWUSER as u64 != 0;
+    let into = cgroup.clone_fd();
+    let (channel, child_end) = Channel::pair()?;
+    let limits_by_parent = in_user_namespace && !plan.rlimits.is_empty();
+    let child = Exec {
+        filter: filter.map(|f| (f.program(), f.flags)),
+        namespaces: namespaces & !pid_namespace,
+        in_user_namespace,
+        stdio,
+        preserve_fds,
+        keyring,
+        report: child_end,
+        wait_for_parent: into.is_none() || plan.oom_score_adj.is_some() || limits_by_parent,
+        process: &plan,
+        init,
+    };
+    sys::set_dumpable(false).map_err(|errno| Error::sys("make the runtime undumpable", errno))?;
+    let mut aim = Aim::default();
+    if namespaces & pid_namespace != 0 {
+        aim.at_pid_namespace(child.init.as_fd()).map_err(|errno| stopped(errno, "join the container's pid namespace"))?;
+    }
+    let cloned = clone::clone3(0, into);
+    let process = match cloned {
+        Ok(Side::Child) => exec::run(child),
+        Ok(Side::Parent(pid, pidfd)) => Ok(Process { pid, pidfd }),
+        Err(Errno::ENOMEM) if namespaces & pid_namespace != 0 => {
+            // What clone(2) says when the pid namespace's init is gone.
+            Err(stopped(Errno::ESRCH, ""))
+        }
+        Err(errno) => Err(Error::sys("clone the exec process", errno)),
+    };
+    let wait_for_parent = child.wait_for_parent;
+    drop(child);
+    let restored = aim.done();
+    let birth = Birth { plan, process: Some(process?), channel, console: None };
+    restored.map_err(|errno| Error::sys("return to the runtime's pid namespace", errno))?;
+    if wait_for_parent {
+        let pid = birth.pid();
+        if into.is_none() {
+            cgroup.attach(pid)?;
+        }
+        if let Some(score) = birth.plan.oom_score_adj {
+            write_proc(pid, "oom_score_adj", &score.to_string())
+                .map_err(|err| err.context(format!("process.oomScoreAdj: set {score}")))?;
+        }
+        if limits_by_parent {
+            for (at, (resource, soft, hard)) in birth.plan.rlimits.iter().enumerate() {
+                sys::prlimit(pid, *resource, *soft, *hard)
+                    .map_err(|errno| Error::sys(format!("process.rlimits[{at}]: set limit {resource}"), errno))?;
+            }
+        }
+        birth.channel.go()?;
+    }
+    Ok(birth)
+}
+
+impl Birth {
+    fn pid(&self) -> i32 {
+        self.process.as_ref().map_or(0, |process| process.pid)
+    }
+
+    /// Readable when `advance` can do something.
+    pub fn fd(&self) -> BorrowedFd<'_> {
+        self.channel.fd()
+    }
+
+    /// Does what can be done without blocking.
+    pub fn advance(&mut self) -> Result<Option<(Process, Option<OwnedFd>)>> {
+        loop {
+            match self.channel.receive()? {
+                Message::Later => return Ok(None),
+                Message::Record(Record::Console, Some(master)) => self.console = Some(master),
+                Message::Record(Record::Failed(failure), _) => {
+                    return Err(describe::process("process", &self.plan, &failure));
+                }
+                Message::Record(..) => {}
+                Message::Executed => {
+                    let process = self.process.take();
+                    return Ok(process.map(|process| (process, self.console.take())));
+                }
+                Message::Lost => {
+                    return Err(Error::new(Kind::System, "exec process died before it ran the program"));
+                }
+            }
+        }
+    }
+}
+
+impl Drop for Birth {
+    fn drop(&mut self) {
+        if let Some(process) = self.process.take() {
+            process.discard();
+        }
+    }
+}

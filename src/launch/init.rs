@@ -1,0 +1,290 @@
+//! The parent's side of an init's birth.
+
+use std::collections::VecDeque;
+use std::ffi::CStr;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::time::Instant;
+
+use nix::errno::Errno;
+use nix::fcntl::OFlag;
+use nix::sys::stat::Mode;
+use oci_spec::runtime::{Hook, LinuxNamespaceType as Kind};
+
+use super::seccomp::Filter;
+use super::{Aim, Channel, Message, Process, describe, write_proc};
+use crate::cgroup::Cgroup;
+use crate::child::init::{self, Init};
+use crate::child::report::Record;
+use crate::child::rootfs::open_source;
+use crate::hooks::{self, Running};
+use crate::plan::Plan;
+use crate::plan::rootfs::MountKind;
+use crate::sys::clone::{self, Side};
+use crate::sys::mount::{MountAttr, setattr};
+use crate::sys::process as sys;
+use crate::{Error, Result};
+
+/// What a birth needs beside the plan.
+#[derive(Debug)]
+pub struct Begin<'a> {
+    /// What to do.
+    pub plan: Plan,
+    /// The compiled seccomp filter.
+    pub filter: Option<&'a Filter>,
+    /// The container's cgroup, with its limits in place.
+    pub cgroup: &'a Cgroup,
+    /// Standard streams; None keeps the caller's.
+    pub stdio: Option<[OwnedFd; 3]>,
+    /// Descriptors 3..3+n stay open.
+    pub preserve_fds: u32,
+    /// FIFOs to start by: the one read from, the one that records go to.
+    pub gate: Option<(OwnedFd, OwnedFd)>,
+    /// The state for hooks, without pid and status.
+    pub state: serde_json::Map<String, serde_json::Value>,
+}
+
+/// An init between its clone and its gate. Dropped before that, it is killed.
+#[derive(Debug)]
+pub struct Birth {
+    plan: Plan,
+    process: Option<Process>,
+    channel: Channel,
+    console: Option<OwnedFd>,
+    waiting: VecDeque<(&'static str, usize, Hook)>,
+    running: Option<Running>,
+    state: serde_json::Map<String, serde_json::Value>,
+}
+
+/// An init at its gate.
+#[derive(Debug)]
+pub struct Born {
+    /// The process.
+    pub process: Process,
+    /// The socket that starts it, unless FIFOs do.
+    pub channel: Channel,
+    /// The pty master, if it has a terminal.
+    pub console: Option<OwnedFd>,
+    /// The plan.
+    pub plan: Plan,
+}
+
+/// Clones the init and lets it begin.
+pub fn begin(begin: Begin<'_>) -> Result<Birth> {
+    let Begin { plan, filter, cgroup, stdio, preserve_fds, gate, state } = begin;
+    let ns = &plan.namespaces;
+    let mut aim = Aim::default();
+    let mut joins = Vec::new();
+    for (at, join) in ns.joins.iter().enumerate() {
+        let fd = open_namespace(&join.path)
+            .map_err(|errno| Error::sys(format!("{}: open {:?}", join.field, join.path), errno))?;
+        if join.kind == Kind::Pid {
+            aim.at_pid_namespace(fd.as_fd())
+                .map_err(|errno| Error::sys(format!("{}: join namespace {:?}", join.field, join.path), errno))?;
+        } else {
+            joins.push((join.kind as u64, at, fd));
+        }
+    }
+    let mut flags = ns.new & !(Kind::Cgroup as u64);
+    if let Some(offsets) = &ns.time_offsets {
+        flags &= !clone::CLONE_NEWTIME;
+        aim.at_new_time_namespace(offsets).map_err(|errno| Error::sys("linux.timeOffsets: set", errno))?;
+    }
+    let late_user = ns.makes(Kind::User) && !joins.is_empty();
+    let second_clone = late_user.then(|| flags & !(Kind::User as u64));
+    let first_flags = if late_user { 0 } else { flags };
+    let (channel, child_end) = Channel::pair()?;
+    let init = Init {
+        filter: filter.map(|f| (f.program(), f.flags)),
+        joins,
+        second_clone,
+        sources: sources(&plan)?,
+        cgroups: cgroup.paths().clone(),
+        stdio,
+        preserve_fds,
+        report: child_end,
+        gate,
+        state: state.clone(),
+        plan: &plan,
+    };
+    sys::set_dumpable(false).map_err(|errno| Error::sys("make the runtime undumpable", errno))?;
+    let into = cgroup.clone_fd();
+    let side = match clone::clone3(first_flags, into) {
+        // The cgroup cannot take a process by birth (a threaded one, an older kernel): it is moved there below.
+        Err(Errno::EBUSY | Errno::EOPNOTSUPP | Errno::E2BIG) if into.is_some() => {
+            clone::clone3(first_flags, None).map(|side| (side, false))
+        }
+        other => other.map(|side| (side, into.is_some())),
+    };
+    let (side, in_cgroup) = side.map_err(|errno| Error::sys("clone the init process", errno))?;
+    let process = match side {
+        Side::Child => init::run(init),
+        Side::Parent(pid, pidfd) => Process { pid, pidfd },
+    };
+    drop(init);
+    let birth = Birth {
+        plan,
+        process: Some(process),
+        channel,
+        console: None,
+        waiting: VecDeque::new(),
+        running: None,
+        state,
+    };
+    aim.done().map_err(|errno| Error::sys("return to the runtime's namespaces", errno))?;
+    let pid = birth.pid();
+    if let Some(score) = birth.plan.process.oom_score_adj {
+        write_proc(pid, "oom_score_adj", &score.to_string())
+            .map_err(|err| err.context(format!("process.oomScoreAdj: set {score}")))?;
+    }
+    if !in_cgroup {
+        cgroup.attach(pid)?;
+    }
+    if !late_user && birth.plan.namespaces.makes(Kind::User) {
+        birth.write_maps()?;
+    }
+    birth.channel.go()?;
+    Ok(birth)
+}
+
+fn open_namespace(path: &CStr) -> nix::Result<OwnedFd> {
+    nix::fcntl::open(path, OFlag::O_RDONLY | OFlag::O_CLOEXEC | OFlag::O_NONBLOCK, Mode::empty())
+}
+
+/// In a user namespace the child may not reach what root reaches: its bind sources are opened here.
+fn sources(plan: &Plan) -> Result<Vec<Option<OwnedFd>>> {
+    if !plan.namespaces.has(Kind::User) {
+        return Ok(Vec::new());
+    }
+    let slave = MountAttr { propagation: libc::MS_SLAVE, ..MountAttr::default() };
+    let open = |(at, mount): (usize, &crate::plan::rootfs::MountPlan)| match &mount.kind {
+        MountKind::Bind { source, recursive } => {
+            let fd = open_source(source, *recursive).and_then(|fd| {
+                if plan.rootfs.host_propagation.0 == libc::MS_SLAVE {
+                    setattr(fd.as_fd(), true, &slave)?;
+                }
+                Ok(fd)
+            });
+            let what = || format!("mounts[{at}].source: open {source:?}");
+            fd.map(Some).map_err(|errno| Error::sys(what(), errno))
+        }
+        _ => Ok(None),
+    };
+    plan.rootfs.mounts.iter().enumerate().map(open).collect()
+}
+
+impl Birth {
+    fn process(&self) -> &Process {
+        self.process.as_ref().expect("a birth has a process until it ends")
+    }
+
+    fn pid(&self) -> i32 {
+        self.process().pid
+    }
+
+    /// Readable when `advance` can do something.
+    pub fn fd(&self) -> BorrowedFd<'_> {
+        self.running.as_ref().map_or_else(|| self.channel.fd(), Running::fd)
+    }
+
+    /// When to call `advance` at the latest.
+    pub fn deadline(&self) -> Option<Instant> {
+        self.running.as_ref().and_then(Running::deadline)
+    }
+
+    /// Does what can be done without blocking.
+    pub fn advance(&mut self) -> Result<Option<Born>> {
+        loop {
+            if let Some(running) = &mut self.running {
+                if running.poll()?.is_none() {
+                    return Ok(None);
+                }
+                self.running = None;
+                self.next_hook()?;
+                continue;
+            }
+            match self.channel.receive()? {
+                Message::Later => return Ok(None),
+                Message::Record(Record::NeedMaps, _) => {
+                    self.write_maps()?;
+                    self.channel.go()?;
+                }
+                Message::Record(Record::Born, Some(pidfd)) => self.adopt(pidfd)?,
+                Message::Record(Record::Mounted, _) => {
+                    let hooks = &self.plan.hooks;
+                    let kinds = [("prestart", hooks.prestart()), ("createRuntime", hooks.create_runtime())];
+                    for (kind, list) in kinds {
+                        let list = list.iter().flatten().enumerate();
+                        self.waiting.extend(list.map(|(at, hook)| (kind, at, hook.clone())));
+                    }
+                    self.next_hook()?;
+                }
+                Message::Record(Record::Console, Some(master)) => self.console = Some(master),
+                Message::Record(Record::Ready, _) => return self.ready().map(Some),
+                Message::Record(Record::Failed(failure), _) => return Err(describe::init(&self.plan, &failure)),
+                Message::Record(record, _) => {
+                    return Err(Error::new(crate::Kind::System, format!("unexpected report {record:?}")));
+                }
+                Message::Executed | Message::Lost => return Err(self.lost()),
+            }
+        }
+    }
+
+    fn next_hook(&mut self) -> Result<()> {
+        let Some((kind, at, hook)) = self.waiting.pop_front() else { return self.channel.go() };
+        self.state.insert("pid".into(), self.pid().into());
+        self.state.insert("status".into(), "creating".into());
+        let state = serde_json::Value::Object(self.state.clone()).to_string();
+        self.running = Some(hooks::start(kind, at, &hook, state.as_bytes(), &[])?);
+        Ok(())
+    }
+
+    fn write_maps(&self) -> Result<()> {
+        let ns = &self.plan.namespaces;
+        write_proc(self.pid(), "uid_map", &ns.uid_map).map_err(|err| err.context("linux.uidMappings"))?;
+        write_proc(self.pid(), "gid_map", &ns.gid_map).map_err(|err| err.context("linux.gidMappings"))
+    }
+
+    /// The child has cloned the real init, to this same parent, and exits.
+    fn adopt(&mut self, pidfd: OwnedFd) -> Result<()> {
+        let path = format!("/proc/self/fdinfo/{}", pidfd.as_raw_fd());
+        let info = std::fs::read_to_string(&path).map_err(|e| Error::io(format!("read {path:?}"), &e))?;
+        let pid = info.lines().find_map(|line| line.strip_prefix("Pid:")?.trim().parse().ok());
+        let pid = pid.filter(|pid| *pid > 0).ok_or_else(|| self.lost())?;
+        let first = self.process.replace(Process { pid, pidfd });
+        first.map_or(Ok(()), |first| first.wait().map(drop))
+    }
+
+    fn ready(&mut self) -> Result<Born> {
+        for (at, (resource, soft, hard)) in self.plan.process.rlimits.iter().enumerate() {
+            sys::prlimit(self.pid(), *resource, *soft, *hard).map_err(|errno| {
+                Error::sys(format!("process.rlimits[{at}]: set limit {resource} to {soft}:{hard}"), errno)
+            })?;
+        }
+        let process = self.process.take().expect("a birth has a process until it ends");
+        let (spare, _) = Channel::pair()?;
+        Ok(Born {
+            process,
+            channel: std::mem::replace(&mut self.channel, spare),
+            console: self.console.take(),
+            plan: self.plan.clone(),
+        })
+    }
+
+    fn lost(&self) -> Error {
+        let how = match self.process().try_wait() {
+            Ok(Some(exit)) if exit.status == 137 => ": it was killed (possibly OOM-killed: is the memory limit too low?)".into(),
+            Ok(Some(exit)) => format!(": it ended with status {}", exit.status),
+            _ => String::new(),
+        };
+        Error::new(crate::Kind::System, format!("container init died during create{how}"))
+    }
+}
+
+impl Drop for Birth {
+    fn drop(&mut self) {
+        self.running = None;
+        if let Some(process) = self.process.take() {
+            process.discard();
+        }
+    }
+}

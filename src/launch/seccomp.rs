@@ -1,0 +1,176 @@
+//! Compiles a checked seccomp profile to the BPF program that seccomp(2) takes, with libseccomp.
+
+use std::io::{Read, Seek};
+
+use libseccomp::{ScmpAction, ScmpArch, ScmpArgCompare, ScmpCompareOp, ScmpFilterContext, ScmpSyscall};
+use oci_spec::runtime::{Arch, LinuxSeccompAction as Action, LinuxSeccompArg, LinuxSeccompOperator as Op};
+use serde::{Deserialize, Serialize};
+
+use crate::plan::seccomp::Profile;
+use crate::sys::process::SockFilter;
+use crate::{Error, Result};
+
+/// A compiled filter.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Filter {
+    /// Flags for seccomp(2).
+    pub flags: u32,
+    /// Instructions as the kernel's struct sock_filter: code, jt, jf, k.
+    instructions: Vec<(u16, u8, u8, u32)>,
+}
+
+impl Filter {
+    /// The program.
+    pub fn program(&self) -> Vec<SockFilter> {
+        self.instructions.iter().map(|&(code, jt, jf, k)| SockFilter { code, jt, jf, k }).collect()
+    }
+}
+
+/// Compiles. Calls that this libseccomp does not know are passed over, as their numbers are not known either.
+pub fn compile(profile: &Profile) -> Result<Filter> {
+    let bad = |what: String| move |err: libseccomp::error::SeccompError| Error::invalid(what, err);
+    let default = action(profile.default_action, profile.default_errno);
+    let mut context = ScmpFilterContext::new(default).map_err(bad("linux.seccomp.defaultAction".into()))?;
+    for (at, arch) in profile.architectures.iter().enumerate() {
+        let field = format!("linux.seccomp.architectures[{at}]");
+        context.add_arch(architecture(*arch)).map_err(bad(field))?;
+    }
+    for (at, rule) in profile.syscalls.iter().enumerate() {
+        let field = format!("linux.seccomp.syscalls[{at}]");
+        let act = action(rule.action(), rule.errno_ret());
+        if act == default {
+            continue;
+        }
+        let args = rule.args().as_deref().unwrap_or_default();
+        for name in rule.names() {
+            let Ok(syscall) = ScmpSyscall::from_name(name) else { continue };
+            let added = match one_rule(args) {
+                Some(conditions) if conditions.is_empty() => context.add_rule(act, syscall).map(drop),
+                Some(conditions) => context.add_rule_conditional(act, syscall, &conditions).map(drop),
+                // libseccomp takes one condition per argument in a rule: several become rules of their own.
+                None => args
+                    .iter()
+                    .try_for_each(|arg| context.add_rule_conditional(act, syscall, &[compare(arg)]).map(drop)),
+            };
+            added.map_err(bad(format!("{field}: {name}")))?;
+        }
+    }
+    let file = memfd()?;
+    context.export_bpf(&file).map_err(bad("linux.seccomp".into()))?;
+    read(file, profile.flags)
+}
+
+fn memfd() -> Result<std::fs::File> {
+    use nix::sys::memfd::{MFdFlags, memfd_create};
+    let fd = memfd_create(c"seccomp", MFdFlags::MFD_CLOEXEC).map_err(|e| Error::sys("create memfd", e))?;
+    Ok(fd.into())
+}
+
+fn read(mut file: std::fs::File, flags: u32) -> Result<Filter> {
+    let mut bytes = Vec::new();
+    file.rewind().and_then(|()| file.read_to_end(&mut bytes)).map_err(|e| Error::io("read seccomp program", &e))?;
+    let instructions = bytes
+        .chunks_exact(8)
+        .map(|i| {
+            (u16::from_ne_bytes([i[0], i[1]]), i[2], i[3], u32::from_ne_bytes([i[4], i[5], i[6], i[7]]))
+        })
+        .collect();
+    Ok(Filter { flags, instructions })
+}
+
+fn one_rule(args: &[LinuxSeccompArg]) -> Option<Vec<ScmpArgCompare>> {
+    let mut seen = [false; 6];
+    for arg in args {
+        if std::mem::replace(&mut seen[arg.index()], true) {
+            return None;
+        }
+    }
+    Some(args.iter().map(compare).collect())
+}
+
+fn compare(arg: &LinuxSeccompArg) -> ScmpArgCompare {
+    let (op, value) = match arg.op() {
+        Op::ScmpCmpNe => (ScmpCompareOp::NotEqual, arg.value()),
+        Op::ScmpCmpLt => (ScmpCompareOp::Less, arg.value()),
+        Op::ScmpCmpLe => (ScmpCompareOp::LessOrEqual, arg.value()),
+        Op::ScmpCmpEq => (ScmpCompareOp::Equal, arg.value()),
+        Op::ScmpCmpGe => (ScmpCompareOp::GreaterEqual, arg.value()),
+        Op::ScmpCmpGt => (ScmpCompareOp::Greater, arg.value()),
+        Op::ScmpCmpMaskedEq => (ScmpCompareOp::MaskedEqual(arg.value()), arg.value_two().unwrap_or(0)),
+    };
+    ScmpArgCompare::new(arg.index() as u32, op, value)
+}
+
+fn action(action: Action, errno: Option<u32>) -> ScmpAction {
+    match action {
+        Action::ScmpActKill | Action::ScmpActKillThread => ScmpAction::KillThread,
+        Action::ScmpActKillProcess => ScmpAction::KillProcess,
+        Action::ScmpActTrap => ScmpAction::Trap,
+        Action::ScmpActErrno => ScmpAction::Errno(errno.unwrap_or(libc::EPERM as u32) as i32),
+        Action::ScmpActNotify => ScmpAction::Notify,
+        Action::ScmpActTrace => ScmpAction::Trace(errno.unwrap_or(libc::EPERM as u32) as u16),
+        Action::ScmpActLog => ScmpAction::Log,
+        Action::ScmpActAllow => ScmpAction::Allow,
+    }
+}
+
+fn architecture(arch: Arch) -> ScmpArch {
+    match arch {
+        Arch::ScmpArchNative => ScmpArch::Native,
+        Arch::ScmpArchX86 => ScmpArch::X86,
+        Arch::ScmpArchX86_64 => ScmpArch::X8664,
+        Arch::ScmpArchX32 => ScmpArch::X32,
+        Arch::ScmpArchArm => ScmpArch::Arm,
+        Arch::ScmpArchAarch64 => ScmpArch::Aarch64,
+        Arch::ScmpArchMips => ScmpArch::Mips,
+        Arch::ScmpArchMips64 => ScmpArch::Mips64,
+        Arch::ScmpArchMips64n32 => ScmpArch::Mips64N32,
+        Arch::ScmpArchMipsel => ScmpArch::Mipsel,
+        Arch::ScmpArchMipsel64 => ScmpArch::Mipsel64,
+        Arch::ScmpArchMipsel64n32 => ScmpArch::Mipsel64N32,
+        Arch::ScmpArchPpc => ScmpArch::Ppc,
+        Arch::ScmpArchPpc64 => ScmpArch::Ppc64,
+        Arch::ScmpArchPpc64le => ScmpArch::Ppc64Le,
+        Arch::ScmpArchS390 => ScmpArch::S390,
+        Arch::ScmpArchS390x => ScmpArch::S390X,
+        Arch::ScmpArchParisc => ScmpArch::Parisc,
+        Arch::ScmpArchParisc64 => ScmpArch::Parisc64,
+        Arch::ScmpArchRiscv64 => ScmpArch::Riscv64,
+        Arch::ScmpArchLoongarch64 => ScmpArch::Loongarch64,
+        Arch::ScmpArchM68k => ScmpArch::M68k,
+        Arch::ScmpArchSh => ScmpArch::Sh,
+        Arch::ScmpArchSheb => ScmpArch::Sheb,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn compiled(seccomp: &str) -> Result<Filter> {
+        let json = format!(r#"{{"ociVersion":"1.0.2","linux":{{"seccomp":{seccomp}}}}}"#);
+        let spec = serde_json::from_str(&json).unwrap();
+        compile(&crate::plan::seccomp::plan(&spec).unwrap().unwrap())
+    }
+
+    #[test]
+    fn a_profile_becomes_a_program_that_ends_in_its_actions() {
+        let filter = compiled(
+            r#"{"defaultAction":"SCMP_ACT_ALLOW","syscalls":[
+                {"names":["mkdir","mkdirat","no_such_call"],"action":"SCMP_ACT_ERRNO","errnoRet":13}]}"#,
+        )
+        .unwrap();
+        let returns: Vec<u32> = filter.program().iter().filter(|i| i.code == 6).map(|i| i.k).collect();
+        assert!(returns.contains(&0x7fff_0000) && returns.contains(&(0x0005_0000 | 13)), "{returns:x?}");
+    }
+
+    #[test]
+    fn several_conditions_on_one_argument_become_several_rules() {
+        compiled(
+            r#"{"defaultAction":"SCMP_ACT_ERRNO","architectures":["SCMP_ARCH_X86_64","SCMP_ARCH_X86"],"syscalls":[
+                {"names":["personality"],"action":"SCMP_ACT_ALLOW","args":[
+                    {"index":0,"value":0,"op":"SCMP_CMP_EQ"},{"index":0,"value":8,"op":"SCMP_CMP_EQ"}]}]}"#,
+        )
+        .unwrap();
+    }
+}

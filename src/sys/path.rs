@@ -1,0 +1,141 @@
+//! Lookups below a root that no symlink can leave: openat2(2) with RESOLVE_IN_ROOT, directories made one by one on fds.
+
+use std::ffi::{CStr, CString};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+
+use nix::errno::Errno;
+use nix::fcntl::{AtFlags, OFlag, OpenHow, ResolveFlag, openat2};
+use nix::sys::stat::{FileStat, Mode, SFlag, fstat, mkdirat};
+
+/// Opens a directory of this process's own view as a path fd.
+pub fn open_dir(path: &CStr) -> nix::Result<OwnedFd> {
+    nix::fcntl::open(path, OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty())
+}
+
+/// Opens `path` inside `root`: absolute symlinks and `..` stay inside; magic links are refused.
+pub fn open_in_root(root: BorrowedFd<'_>, path: &CStr, flags: OFlag) -> nix::Result<OwnedFd> {
+    resolve(root, path, flags, ResolveFlag::RESOLVE_IN_ROOT | ResolveFlag::RESOLVE_NO_MAGICLINKS)
+}
+
+/// Opens `path` inside `root` if no component of it is a symlink.
+pub fn open_no_symlinks(root: BorrowedFd<'_>, path: &CStr, flags: OFlag) -> nix::Result<OwnedFd> {
+    resolve(root, path, flags, ResolveFlag::RESOLVE_IN_ROOT | ResolveFlag::RESOLVE_NO_SYMLINKS)
+}
+
+/// Opens `path` beneath `dir` without leaving its mount: for writes to a procfs that we have mounted ourselves, whose
+/// own plain symlinks (`thread-self`) are followed.
+pub fn open_beneath(dir: BorrowedFd<'_>, path: &CStr, flags: OFlag) -> nix::Result<OwnedFd> {
+    resolve(
+        dir,
+        path,
+        flags,
+        ResolveFlag::RESOLVE_BENEATH | ResolveFlag::RESOLVE_NO_XDEV | ResolveFlag::RESOLVE_NO_MAGICLINKS,
+    )
+}
+
+fn resolve(dir: BorrowedFd<'_>, path: &CStr, flags: OFlag, how: ResolveFlag) -> nix::Result<OwnedFd> {
+    let how = OpenHow::new().flags(flags | OFlag::O_CLOEXEC).resolve(how);
+    // A rename anywhere on the machine makes the kernel give up with EAGAIN when it met "..".
+    for _ in 0..128 {
+        match openat2(dir, path, how) {
+            Err(Errno::EAGAIN | Errno::EINTR) => {}
+            other => return other,
+        }
+    }
+    Err(Errno::EAGAIN)
+}
+
+/// Opens the directory `path` inside `root`, making what is missing with `mode`.
+pub fn mkdir_all(root: BorrowedFd<'_>, path: &CStr, mode: Mode) -> nix::Result<OwnedFd> {
+    let flags = OFlag::O_PATH | OFlag::O_DIRECTORY;
+    match open_in_root(root, path, flags) {
+        Err(Errno::ENOENT) => {}
+        other => return other,
+    }
+    // Symlinks of the image may stand in the part that exists: it is resolved as one path, so that they keep their
+    // meaning, and only real directories are made below it.
+    let bytes = path.to_bytes();
+    let mut at = bytes.len();
+    let (mut dir, rest) = loop {
+        while at > 0 && bytes[at - 1] == b'/' {
+            at -= 1;
+        }
+        while at > 0 && bytes[at - 1] != b'/' {
+            at -= 1;
+        }
+        let head = if at == 0 { c".".to_owned() } else { CString::new(&bytes[..at]).map_err(|_| Errno::EINVAL)? };
+        match open_in_root(root, &head, flags) {
+            Err(Errno::ENOENT) if at > 0 => {}
+            Ok(dir) => break (dir, &bytes[at..]),
+            Err(errno) => return Err(errno),
+        }
+    };
+    for name in rest.split(|b| *b == b'/').filter(|n| !n.is_empty() && *n != b".") {
+        if name == b".." {
+            return Err(Errno::EINVAL);
+        }
+        let name = CString::new(name).map_err(|_| Errno::EINVAL)?;
+        match mkdirat(dir.as_fd(), name.as_c_str(), mode) {
+            Ok(()) | Err(Errno::EEXIST) => {}
+            Err(errno) => return Err(errno),
+        }
+        dir = nix::fcntl::openat(
+            dir.as_fd(),
+            name.as_c_str(),
+            OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC,
+            Mode::empty(),
+        )?;
+    }
+    Ok(dir)
+}
+
+/// Splits off the last component: `a/b/c` is (`a/b`, `c`). The parent of a single name is `.`.
+pub fn split(path: &CStr) -> nix::Result<(CString, CString)> {
+    let bytes = path.to_bytes();
+    let end = bytes.iter().rposition(|b| *b != b'/').ok_or(Errno::EINVAL)? + 1;
+    let start = bytes[..end].iter().rposition(|b| *b == b'/').map_or(0, |at| at + 1);
+    let parent = if start == 0 { &b"."[..] } else { &bytes[..start] };
+    let leaf = &bytes[start..end];
+    if leaf == b".." || leaf == b"." {
+        return Err(Errno::EINVAL);
+    }
+    Ok((CString::new(parent).map_err(|_| Errno::EINVAL)?, CString::new(leaf).map_err(|_| Errno::EINVAL)?))
+}
+
+/// Opens the file `path` inside `root` as a path fd, making an empty one (and its directories) when it is missing.
+pub fn create_file(root: BorrowedFd<'_>, path: &CStr) -> nix::Result<OwnedFd> {
+    match open_in_root(root, path, OFlag::O_PATH) {
+        Err(Errno::ENOENT) => {}
+        other => return other,
+    }
+    let (parent, leaf) = split(path)?;
+    let dir = mkdir_all(root, &parent, Mode::from_bits_truncate(0o755))?;
+    let flags = OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_NOFOLLOW | OFlag::O_WRONLY | OFlag::O_CLOEXEC;
+    match nix::fcntl::openat(dir.as_fd(), leaf.as_c_str(), flags, Mode::from_bits_truncate(0o644)) {
+        Ok(_) => {}
+        // A dangling symlink of the image stands there, or somebody was faster; the lookup decides.
+        Err(Errno::EEXIST) => {}
+        Err(errno) => return Err(errno),
+    }
+    open_in_root(dir.as_fd(), &leaf, OFlag::O_PATH | OFlag::O_NOFOLLOW)
+}
+
+/// Type and device number of what an fd refers to.
+pub fn kind(fd: BorrowedFd<'_>) -> nix::Result<(SFlag, u64)> {
+    let stat: FileStat = fstat(fd)?;
+    Ok((SFlag::from_bits_truncate(stat.st_mode & libc::S_IFMT), stat.st_rdev))
+}
+
+/// fchownat(2) on the fd itself; `None` leaves an id as it is.
+pub fn chown(fd: BorrowedFd<'_>, uid: Option<u32>, gid: Option<u32>) -> nix::Result<()> {
+    nix::unistd::fchownat(fd, c"", uid.map(Into::into), gid.map(Into::into), AtFlags::AT_EMPTY_PATH)
+}
+
+/// f_type of the file system that an fd is on (PROC_SUPER_MAGIC, ...).
+pub fn magic(fd: BorrowedFd<'_>) -> nix::Result<i64> {
+    // SAFETY: statfs is plain data for which all zeroes is a valid value, and outlives the call.
+    let mut buf: libc::statfs = unsafe { std::mem::zeroed() };
+    // SAFETY: `buf` is a valid statfs.
+    Errno::result(unsafe { libc::fstatfs(fd.as_raw_fd(), &raw mut buf) })?;
+    Ok(buf.f_type)
+}
