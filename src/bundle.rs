@@ -76,7 +76,9 @@ fn strictly<T: DeserializeOwned>(json: &[u8]) -> std::result::Result<T, (String,
 }
 
 fn error(name: &str, path: &str, cause: &str) -> Error {
-    if path == "." { Error::invalid(name, cause) } else { Error::invalid(format!("{name}: {path}"), cause) }
+    // What the path ends in when the text ends before a field's name does.
+    let path = path.trim_end_matches('?').trim_end_matches('.');
+    if path.is_empty() { Error::invalid(name, cause) } else { Error::invalid(format!("{name}: {path}"), cause) }
 }
 
 fn drop_unknown_capabilities(value: &mut serde_json::Value) {
@@ -109,7 +111,10 @@ mod tests {
                 r#"{"ociVersion":"1.0.2","linux":{"namespaces":[{"type":"pid"},{"type":"moon"}]}}"#,
                 "config.json: linux.namespaces[1].type: unknown variant `moon`",
             ),
-            (r#"{"ociVersion":"1.0.2","mounts":[{"destination":1}]}"#, "config.json: mounts[0].destination: invalid type"),
+            (
+                r#"{"ociVersion":"1.0.2","mounts":[{"destination":1}]}"#,
+                "config.json: mounts[0].destination: invalid type",
+            ),
         ] {
             let err = parse_spec(json.as_bytes()).unwrap_err().to_string();
             assert!(err.starts_with(want), "{json}: {err}");

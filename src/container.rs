@@ -489,8 +489,7 @@ impl Container {
         let terminal = matches!(request.stdio, Stdio::Terminal);
         let plan = plan::process::plan("process", &request.process, terminal)?;
         let own = &self.state.skiff;
-        let keyring =
-            own.keyring.then(|| plan::cstring("id", format!("_ses.{}", self.state.id))).transpose()?;
+        let keyring = own.keyring.then(|| plan::cstring("id", format!("_ses.{}", self.state.id))).transpose()?;
         exec::begin(exec::Begin {
             plan,
             filter: own.seccomp.as_ref(),

@@ -135,7 +135,8 @@ mod tests {
 
     #[test]
     fn a_hook_gets_the_state_on_stdin_and_only_its_own_environment() {
-        let script = r#"test "$(cat)" = state && test "$(env | grep -v -e PWD -e SHLVL -e ^_=)" = A=1 && test "$0" = name"#;
+        let script =
+            r#"test "$(cat)" = state && test "$(env | grep -v -e PWD -e SHLVL -e ^_=)" = A=1 && test "$0" = name"#;
         let json = serde_json::json!({"path": "/bin/sh", "args": ["sh", "-c", script, "name"], "env": ["A=1"]});
         start("prestart", 0, &hook(&json.to_string()), b"state", &[]).unwrap().finish().unwrap();
     }

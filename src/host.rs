@@ -1,8 +1,9 @@
 //! Facts about this machine, read once. Does not live here: decisions made from them (plan).
 
-use std::path::PathBuf;
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
 
-use crate::Result;
+use crate::{Error, Result};
 
 /// Where cgroups are mounted, and of which kind.
 #[derive(Clone, Debug, Default)]
@@ -24,14 +25,92 @@ pub struct Hierarchy {
     pub own: PathBuf,
 }
 
+/// Options of a v1 superblock that are no controllers.
+const NO_CONTROLLERS: [&str; 7] = ["rw", "ro", "xattr", "noprefix", "clone_children", "cpuset_v2_mode", "favordynmods"];
+
 impl Cgroups {
     /// Reads `/proc/self/mountinfo` and `/proc/self/cgroup`.
     pub fn read() -> Result<Cgroups> {
-        todo!()
+        let read = |path: &str| std::fs::read_to_string(path).map_err(|e| Error::io(format!("read {path:?}"), &e));
+        Ok(parse(&read("/proc/self/mountinfo")?, &read("/proc/self/cgroup")?))
     }
 
     /// True when only v2 is mounted.
     pub fn pure_v2(&self) -> bool {
         self.v1.is_empty() && self.v2.is_some()
+    }
+}
+
+fn parse(mountinfo: &str, cgroup: &str) -> Cgroups {
+    let own: HashMap<&str, &str> = cgroup
+        .lines()
+        .filter_map(|line| {
+            let mut fields = line.splitn(3, ':');
+            let (_, controllers, path) = (fields.next()?, fields.next()?, fields.next()?);
+            Some(controllers.split(',').map(move |controller| (controller, path)))
+        })
+        .flatten()
+        .collect();
+    let own = |controller: &str| PathBuf::from(own.get(controller).copied().unwrap_or("/"));
+    let mut out = Cgroups::default();
+    for line in mountinfo.lines() {
+        let Some((mount, filesystem)) = line.split_once(" - ") else { continue };
+        let mut filesystem = filesystem.split(' ');
+        let (fstype, options) = (filesystem.next().unwrap_or(""), filesystem.nth(1).unwrap_or(""));
+        let Some(mountpoint) = mount.split(' ').nth(4) else { continue };
+        let mountpoint = PathBuf::from(unescape(mountpoint));
+        match fstype {
+            "cgroup2" if out.v2.is_none() || mountpoint == Path::new("/sys/fs/cgroup") => {
+                out.v2 = Some(Hierarchy { controllers: Vec::new(), mountpoint, own: own("") });
+            }
+            "cgroup" => {
+                let controllers: Vec<String> = options
+                    .split(',')
+                    .filter(|o| !NO_CONTROLLERS.contains(o) && !o.starts_with("release_agent="))
+                    .map(str::to_string)
+                    .collect();
+                let Some(first) = controllers.first() else { continue };
+                if out.v1.iter().all(|hierarchy| !hierarchy.controllers.contains(first)) {
+                    let own = own(first);
+                    out.v1.push(Hierarchy { controllers, mountpoint, own });
+                }
+            }
+            _ => {}
+        }
+    }
+    out
+}
+
+/// mountinfo writes space, tab, newline and backslash in octal (proc_pid_mountinfo(5)).
+fn unescape(field: &str) -> String {
+    field.replace("\\040", " ").replace("\\011", "\t").replace("\\012", "\n").replace("\\134", "\\")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_hybrid_host_has_both() {
+        let mountinfo = "\
+25 20 0:22 / /sys/fs/cgroup ro - tmpfs tmpfs ro,mode=755
+26 25 0:23 / /sys/fs/cgroup/unified rw shared:4 - cgroup2 cgroup2 rw,nsdelegate
+27 25 0:24 / /sys/fs/cgroup/systemd rw - cgroup cgroup rw,xattr,name=systemd
+28 25 0:25 / /sys/fs/cgroup/cpu,cpuacct rw - cgroup cgroup rw,cpu,cpuacct
+29 20 0:25 / /mnt/again rw - cgroup cgroup rw,cpu,cpuacct";
+        let host = parse(mountinfo, "3:cpu,cpuacct:/user\n1:name=systemd:/init.scope\n0::/init.scope\n");
+        assert!(!host.pure_v2());
+        assert_eq!(host.v2.unwrap().own, Path::new("/init.scope"));
+        assert_eq!(host.v1.len(), 2);
+        assert_eq!(host.v1[1].controllers, ["cpu", "cpuacct"]);
+        assert_eq!(host.v1[1].mountpoint, Path::new("/sys/fs/cgroup/cpu,cpuacct"));
+        assert_eq!(host.v1[1].own, Path::new("/user"));
+        assert_eq!(host.v1[0].controllers, ["name=systemd"]);
+    }
+
+    #[test]
+    fn a_v2_host_has_one() {
+        let host = parse("25 20 0:22 / /sys/fs/cgroup rw - cgroup2 cgroup2 rw", "0::/\n");
+        assert!(host.pure_v2());
     }
 }

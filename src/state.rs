@@ -226,8 +226,11 @@ pub fn ids(root: &Path) -> Result<Vec<String>> {
         Err(err) if err.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
         other => other.map_err(|e| Error::io(format!("read {:?}", root.display().to_string()), &e))?,
     };
-    let mut ids: Vec<String> =
-        entries.flatten().filter_map(|entry| entry.file_name().into_string().ok()).filter(|id| check_id(id).is_ok()).collect();
+    let mut ids: Vec<String> = entries
+        .flatten()
+        .filter_map(|entry| entry.file_name().into_string().ok())
+        .filter(|id| check_id(id).is_ok())
+        .collect();
     ids.sort();
     Ok(ids)
 }

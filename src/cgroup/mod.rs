@@ -1,93 +1,312 @@
 //! cgroups of v1, v2 and both: create, limits, devices, freeze, kill, stats, oom, remove. Does not live here: what to write (plan::cgroup).
 
-use std::collections::BTreeMap;
-use std::os::fd::BorrowedFd;
-use std::path::PathBuf;
+mod devices;
+mod dir;
+pub mod stats;
 
-use crate::Result;
-use crate::plan::cgroup::CgroupPlan;
+use std::collections::BTreeMap;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use nix::errno::Errno;
+
+use crate::plan::cgroup::{CgroupPlan, Write};
+use crate::{Error, Kind, Result};
+use dir::Directory;
+pub use stats::Stats;
 
 /// A cgroup: one directory on v2, one in each hierarchy on v1 (and hybrid).
 #[derive(Debug)]
-pub struct Cgroup {}
+pub struct Cgroup {
+    paths: BTreeMap<String, PathBuf>,
+    dirs: Vec<Directory>,
+}
 
-/// Resource usage, v1 or v2.
-#[derive(Clone, Debug, Default)]
-pub struct Stats {}
+/// How long freezing and removing may take before it is an error.
+const PATIENCE: Duration = Duration::from_secs(2);
 
 impl Cgroup {
     /// Makes the directories. A cgroup that exists and has processes, or is frozen, is refused. On an error nothing that it made stays.
     pub fn create(plan: &CgroupPlan) -> Result<Cgroup> {
-        let _ = plan;
-        todo!()
+        let mut out = Cgroup { paths: BTreeMap::new(), dirs: Vec::new() };
+        let mut undo: Vec<PathBuf> = Vec::new();
+        let pure_v2 = plan.dirs.iter().all(|dir| dir.controllers == [""]);
+        for dir in &plan.dirs {
+            let made = Directory::create(dir, pure_v2, &mut undo).and_then(|directory| {
+                directory.check_unused()?;
+                Ok(directory)
+            });
+            match made {
+                Ok(directory) => {
+                    for controller in &dir.controllers {
+                        out.paths.insert(controller.clone(), directory.path().to_path_buf());
+                    }
+                    out.dirs.push(directory);
+                }
+                Err(err) => {
+                    for path in undo.iter().rev() {
+                        let _ = std::fs::remove_dir(path);
+                    }
+                    return Err(err);
+                }
+            }
+        }
+        Ok(out)
     }
 
     /// An existing one, by what [`Cgroup::paths`] said (state.json `cgroup_paths`).
     pub fn open(paths: &BTreeMap<String, PathBuf>) -> Result<Cgroup> {
-        let _ = paths;
-        todo!()
+        let mut dirs: Vec<Directory> = Vec::new();
+        for (controller, path) in paths {
+            match dirs.iter_mut().find(|dir| dir.path() == path) {
+                Some(dir) => dir.controllers.push(controller.clone()),
+                None => dirs.push(Directory::open(path, vec![controller.clone()])),
+            }
+        }
+        Ok(Cgroup { paths: paths.clone(), dirs })
     }
 
     /// Controller to absolute path of the directory; the key is "" on v2.
     pub fn paths(&self) -> &BTreeMap<String, PathBuf> {
-        todo!()
+        &self.paths
+    }
+
+    /// True on a host with v2 alone.
+    pub fn is_v2(&self) -> bool {
+        self.dirs.len() == 1 && self.dirs[0].is_v2()
     }
 
     /// The directory to clone a child into (CLONE_INTO_CGROUP) where the host is pure v2.
     pub fn clone_fd(&self) -> Option<BorrowedFd<'_>> {
-        todo!()
+        if self.is_v2() { self.dirs[0].fd() } else { None }
     }
 
     /// Moves a process into every hierarchy.
     pub fn attach(&self, pid: i32) -> Result<()> {
-        let _ = pid;
-        todo!()
+        for dir in &self.dirs {
+            dir.write("cgroup.procs", &pid.to_string()).map_err(|errno| {
+                Error::sys(
+                    format!("unable to apply cgroup configuration: move process {pid} to {:?}", dir.path()),
+                    errno,
+                )
+            })?;
+        }
+        Ok(())
+    }
+
+    fn controller(&self, name: &str) -> Option<&Directory> {
+        self.dirs.iter().find(|dir| dir.controllers.iter().any(|controller| controller == name))
     }
 
     /// Writes the limits and sets the device policy.
     pub fn apply(&self, plan: &CgroupPlan) -> Result<()> {
-        let _ = plan;
-        todo!()
+        if let Some(limit) = plan.check_memory
+            && let Some(usage) = self.controller("").and_then(|dir| dir.number("memory.current"))
+            && limit >= 0
+            && usage >= limit as u64
+        {
+            let text = format!("rejecting memory limit {limit} <= usage {usage}");
+            return Err(Error::invalid("linux.resources.memory.limit", text));
+        }
+        let mut at = 0;
+        while let Some(write) = plan.writes.get(at) {
+            match (self.write(write), plan.writes.get(at + 1)) {
+                (Err(err), Some(next)) if write.swaps_with_next && swappable(&err) => {
+                    self.write(next)?;
+                    self.write(write)?;
+                    at += 1;
+                }
+                (other, _) => other?,
+            }
+            at += 1;
+        }
+        match &plan.devices {
+            Some(rules) => self.apply_devices(rules),
+            None => Ok(()),
+        }
+    }
+
+    fn write(&self, write: &Write) -> Result<()> {
+        let Some(dir) = self.controller(&write.controller) else {
+            if write.optional {
+                return Ok(());
+            }
+            let text =
+                format!("cannot set limit: the container could not join or create a {} cgroup", write.controller);
+            return Err(Error::invalid(&write.field, text).with_kind(Kind::Unsupported));
+        };
+        match dir.write(&write.file, &write.value) {
+            Ok(()) => Ok(()),
+            Err(Errno::ENOENT) if write.optional => Ok(()),
+            Err(errno) => Err(Error::sys(
+                format!("{}: write {:?} to {:?}", write.field, write.value, dir.path().join(&write.file)),
+                errno,
+            )),
+        }
+    }
+
+    fn apply_devices(&self, rules: &[crate::plan::cgroup::Rule]) -> Result<()> {
+        if let Some(dir) = self.controller("devices") {
+            for (file, line) in devices::lines(rules) {
+                dir.write(file, &line).map_err(|errno| {
+                    Error::sys(format!("linux.resources.devices: write {line:?} to {:?}", dir.path().join(file)), errno)
+                })?;
+            }
+        } else if let Some(fd) = self.clone_fd() {
+            let cgroup = dir::reopen(fd).map_err(|errno| Error::sys("open the cgroup", errno))?;
+            devices::attach(cgroup.as_fd(), rules)
+                .map_err(|errno| Error::sys("linux.resources.devices: attach the device program", errno))?;
+        }
+        Ok(())
     }
 
     /// Freezes every process; returns when they are.
     pub fn freeze(&self) -> Result<()> {
-        todo!()
+        match self.set_frozen(true) {
+            Ok(()) => Ok(()),
+            Err(err) => {
+                let _ = self.set_frozen(false);
+                Err(err)
+            }
+        }
     }
 
     /// Thaws every process.
     pub fn thaw(&self) -> Result<()> {
-        todo!()
+        self.set_frozen(false)
+    }
+
+    fn set_frozen(&self, frozen: bool) -> Result<()> {
+        let what = if frozen { "freeze" } else { "thaw" };
+        let deadline = Instant::now() + PATIENCE;
+        let fail = |errno| Error::sys(format!("{what} the cgroup"), errno);
+        let (dir, file, value) = match self.freezer() {
+            Some((dir, true)) => (dir, "cgroup.freeze", if frozen { "1" } else { "0" }),
+            Some((dir, false)) => (dir, "freezer.state", if frozen { "FROZEN" } else { "THAWED" }),
+            None => return Err(fail(Errno::EOPNOTSUPP)),
+        };
+        loop {
+            dir.write(file, value).map_err(fail)?;
+            if self.frozen()? == frozen {
+                return Ok(());
+            }
+            if Instant::now() > deadline {
+                return Err(Error::new(Kind::Timeout, format!("{what} the cgroup: not done after {PATIENCE:?}")));
+            }
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
+
+    /// The directory that freezes, and whether it is of v2.
+    fn freezer(&self) -> Option<(&Directory, bool)> {
+        self.controller("freezer").map(|dir| (dir, false)).or_else(|| self.controller("").map(|dir| (dir, true)))
     }
 
     /// True when frozen; false also when the cgroup is gone.
     pub fn frozen(&self) -> Result<bool> {
-        todo!()
+        Ok(match self.freezer() {
+            Some((dir, false)) => dir.read("freezer.state").is_some_and(|state| state.trim() != "THAWED"),
+            Some((dir, true)) => dir.read("cgroup.events").is_some_and(|events| events.contains("frozen 1")),
+            None => false,
+        })
     }
 
     /// Host pids of all processes here and below; empty when the cgroup is gone.
     pub fn pids(&self) -> Result<Vec<i32>> {
-        todo!()
+        let Some(dir) = self.any() else { return Ok(Vec::new()) };
+        let mut out = Vec::new();
+        dir.pids(&mut out);
+        out.sort_unstable();
+        out.dedup();
+        Ok(out)
+    }
+
+    /// The directory to list processes by: a hierarchy that containers rarely make groups in by themselves.
+    fn any(&self) -> Option<&Directory> {
+        let first = ["freezer", "pids", "devices", ""].iter().find_map(|name| self.controller(name));
+        first.or_else(|| self.dirs.first())
     }
 
     /// Signals every process here and below; SIGKILL uses cgroup.kill where the kernel has it, and works on a frozen cgroup.
     pub fn kill(&self, signal: i32) -> Result<()> {
-        let _ = signal;
-        todo!()
+        if signal != libc::SIGKILL {
+            return self.signal_all(signal);
+        }
+        if let Some(dir) = self.controller("")
+            && self.is_v2()
+        {
+            match dir.write("cgroup.kill", "1") {
+                Ok(()) | Err(Errno::ENODEV) => return Ok(()),
+                Err(Errno::ENOENT) if !dir.path().exists() => return Ok(()),
+                Err(_) => {}
+            }
+        }
+        if self.pids()?.is_empty() {
+            return Ok(());
+        }
+        // Frozen, no process can fork away from the signals; thawed, they take effect.
+        let frozen = self.freeze().is_ok();
+        let result = self.signal_all(signal);
+        if frozen {
+            self.thaw()?;
+        }
+        result
+    }
+
+    fn signal_all(&self, signal: i32) -> Result<()> {
+        for pid in self.pids()? {
+            let sent =
+                crate::sys::clone::pidfd_open(pid).and_then(|fd| crate::sys::clone::pidfd_kill(fd.as_fd(), signal));
+            match sent {
+                Ok(()) | Err(Errno::ESRCH) => {}
+                Err(errno) => return Err(Error::sys(format!("send signal {signal} to process {pid}"), errno)),
+            }
+        }
+        Ok(())
     }
 
     /// Resource usage now; missing files count as zero. `Kind::NotFound` when the cgroup is gone.
     pub fn stats(&self) -> Result<Stats> {
-        todo!()
+        if !self.any().is_some_and(|dir| dir.path().exists()) {
+            return Err(Error::new(Kind::NotFound, "cgroup does not exist"));
+        }
+        Ok(stats::read(|controller| self.controller(controller), self.is_v2()))
     }
 
     /// Times the kernel's OOM killer has killed in it.
     pub fn oom_kills(&self) -> Result<u64> {
-        todo!()
+        let (controller, file) = if self.is_v2() { ("", "memory.events") } else { ("memory", "memory.oom_control") };
+        Ok(self.controller(controller).and_then(|dir| dir.read(file)).map_or(0, |text| stats::value(&text, "oom_kill")))
     }
 
     /// Removes it and everything below; Ok when it is gone already.
     pub fn remove(&self) -> Result<()> {
-        todo!()
+        let deadline = Instant::now() + PATIENCE;
+        for dir in &self.dirs {
+            let mut pause = Duration::from_micros(200);
+            loop {
+                match dir.remove() {
+                    Ok(()) => break,
+                    // Processes that were killed a moment ago are still on their way out.
+                    Err(Errno::EBUSY) if Instant::now() < deadline => std::thread::sleep(pause),
+                    Err(errno) => return Err(Error::sys(format!("remove cgroup {:?}", dir.path()), errno)),
+                }
+                pause = (pause * 2).min(Duration::from_millis(20));
+            }
+        }
+        Ok(())
+    }
+
+    /// A file of a controller's directory, to be kept open: for watching.
+    pub fn file(&self, controller: &str, name: &str) -> Option<PathBuf> {
+        self.controller(controller).map(|dir| dir.path().join(name))
     }
 }
+
+fn swappable(err: &Error) -> bool {
+    matches!(err.errno(), Some(Errno::EINVAL | Errno::EBUSY))
+}
+
+#[cfg(test)]
+mod kernel_tests;

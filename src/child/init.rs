@@ -106,7 +106,7 @@ fn create(init: &Init<'_>, report: &Report) -> Result<(identity::Ready, Option<O
         cgroup_namespace: plan.namespaces.has(Kind::Cgroup),
         bind_devices: plan.namespaces.has(Kind::User),
     };
-    let prepared = rootfs::prepare(&plan.rootfs, &around)?;
+    let mut prepared = rootfs::prepare(&plan.rootfs, &around)?;
     let slave = if plan.rootfs.console {
         let slave = console::open(prepared.root.as_fd(), &plan.process, report)?;
         console::bind(prepared.root.as_fd(), &slave)?;
@@ -118,7 +118,14 @@ fn create(init: &Init<'_>, report: &Report) -> Result<(identity::Ready, Option<O
         report.send(&Record::Mounted).at(Step::Parent)?;
         report.wait().at(Step::Parent)?;
     }
-    run_hooks(Step::CreateContainerHook, "createContainer", plan.hooks.create_container(), &init.state, "creating", &[])?;
+    run_hooks(
+        Step::CreateContainerHook,
+        "createContainer",
+        plan.hooks.create_container(),
+        &init.state,
+        "creating",
+        &[],
+    )?;
     rootfs::enter(&plan.rootfs, &prepared)?;
     let cwd = plan.process.cwd.to_bytes();
     if cwd != b"/" {
@@ -137,7 +144,7 @@ fn create(init: &Init<'_>, report: &Report) -> Result<(identity::Ready, Option<O
                 .at_item(Step::Sysctl, at)?;
         }
     }
-    rootfs::seal(&plan.rootfs, &prepared)?;
+    rootfs::seal(&plan.rootfs, &mut prepared)?;
     drop(prepared);
     match (&slave, &init.stdio) {
         (Some(slave), _) => console::take(slave)?,
@@ -266,9 +273,12 @@ fn run_hooks(
         state.insert("pid".into(), std::process::id().into());
         state.insert("status".into(), status.into());
         let json = serde_json::Value::Object(state).to_string();
-        hooks::start(kind, at, hook, json.as_bytes(), env)
-            .and_then(hooks::Running::finish)
-            .map_err(|err| Failure { step, item: at as u32, errno: 0, detail: err.to_string() })?;
+        hooks::start(kind, at, hook, json.as_bytes(), env).and_then(hooks::Running::finish).map_err(|err| Failure {
+            step,
+            item: at as u32,
+            errno: 0,
+            detail: err.to_string(),
+        })?;
     }
     Ok(())
 }

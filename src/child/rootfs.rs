@@ -25,7 +25,29 @@ pub struct Prepared {
     /// Mounts that become read-only at the end, by their place in the plan.
     late: Vec<(usize, OwnedFd)>,
     /// The host's `/dev/null`, from before the root was changed.
-    null: OwnedFd,
+    null: Cover,
+}
+
+/// A mount that hides paths. The first one is hidden by the mount itself, the others by copies of it: kernels before
+/// 6.15 copy attached mounts only.
+#[derive(Debug)]
+struct Cover {
+    mount: OwnedFd,
+    attached: bool,
+}
+
+impl Cover {
+    fn new(mount: OwnedFd) -> Cover {
+        Cover { mount, attached: false }
+    }
+
+    fn hide(&mut self, target: &OwnedFd) -> nix::Result<()> {
+        if std::mem::replace(&mut self.attached, true) {
+            let copy = mount::clone_tree(self.mount.as_fd(), c"", false)?;
+            return mount::attach(copy.as_fd(), target.as_fd());
+        }
+        mount::attach(self.mount.as_fd(), target.as_fd())
+    }
 }
 
 /// What the mounts need to know beside the plan.
@@ -44,7 +66,7 @@ pub struct Surroundings<'a> {
 /// Makes the root mount and everything in it.
 pub fn prepare(plan: &Rootfs, around: &Surroundings<'_>) -> Result<Prepared, Failure> {
     set_propagation(c"/", plan.host_propagation).at(Step::HostPropagation)?;
-    let null = host_null().at(Step::MaskedPath)?;
+    let null = host_null().map(Cover::new).at(Step::MaskedPath)?;
     let root = bind_root(plan)?;
     let mut late = Vec::new();
     for (at, mount) in plan.mounts.iter().enumerate() {
@@ -67,7 +89,10 @@ fn set_propagation(path: &CStr, (flag, recursive): (u64, bool)) -> nix::Result<(
 
 fn host_null() -> nix::Result<OwnedFd> {
     let null = nix::fcntl::open(c"/dev/null", OFlag::O_PATH | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC, Mode::empty())?;
-    if path::kind(null.as_fd())? == (SFlag::S_IFCHR, libc::makedev(1, 3)) { Ok(null) } else { Err(Errno::ENODEV) }
+    if path::kind(null.as_fd())? != (SFlag::S_IFCHR, libc::makedev(1, 3)) {
+        return Err(Errno::ENODEV);
+    }
+    mount::clone_tree(null.as_fd(), c"", false)
 }
 
 /// Lays a copy of the rootfs over itself: pivot_root(2) wants a mount, and this one is ours alone.
@@ -222,17 +247,12 @@ fn new_filesystem(
             return Err(Failure::new(Step::Mount, at, errno).detail(detail));
         }
     }
-    context.mount(attrs).map_err(|(errno, context)| {
-        Failure::new(Step::Mount, at, errno).detail(context.message().unwrap_or_default())
-    })
+    context
+        .mount(attrs)
+        .map_err(|(errno, context)| Failure::new(Step::Mount, at, errno).detail(context.message().unwrap_or_default()))
 }
 
-fn cgroup_v2(
-    root: &OwnedFd,
-    plan: &MountPlan,
-    at: usize,
-    around: &Surroundings<'_>,
-) -> Result<OwnedFd, Failure> {
+fn cgroup_v2(root: &OwnedFd, plan: &MountPlan, at: usize, around: &Surroundings<'_>) -> Result<OwnedFd, Failure> {
     let target = target(root, plan, true, at)?;
     let new = if around.cgroup_namespace { mount::new_mount(c"cgroup2", &[], attrs(plan)) } else { Err(Errno::EPERM) };
     let fd = match new {
@@ -352,7 +372,7 @@ pub fn enter(plan: &Rootfs, prepared: &Prepared) -> Result<(), Failure> {
 }
 
 /// What can only be done when nothing is made in the root any more: read-only mounts, read-only and masked paths.
-pub fn seal(plan: &Rootfs, prepared: &Prepared) -> Result<(), Failure> {
+pub fn seal(plan: &Rootfs, prepared: &mut Prepared) -> Result<(), Failure> {
     let readonly = MountAttr { set: attr::RDONLY, ..MountAttr::default() };
     for (at, fd) in &prepared.late {
         mount::setattr(fd.as_fd(), false, &readonly).at_item(Step::MountAttributes, *at)?;
@@ -366,7 +386,7 @@ pub fn seal(plan: &Rootfs, prepared: &Prepared) -> Result<(), Failure> {
     }
     let mut empty = None;
     for (at, path) in plan.masked_paths.iter().enumerate() {
-        mask(root, path, &prepared.null, &mut empty).at_item(Step::MaskedPath, at)?;
+        mask(root, path, &mut prepared.null, &mut empty).at_item(Step::MaskedPath, at)?;
     }
     Ok(())
 }
@@ -388,23 +408,18 @@ fn readonly_path(root: BorrowedFd<'_>, path: &CStr, readonly: &MountAttr) -> nix
 }
 
 /// A file is hidden behind the host's /dev/null, a directory behind an empty read-only tmpfs that all share.
-fn mask(root: BorrowedFd<'_>, path: &CStr, null: &OwnedFd, empty: &mut Option<OwnedFd>) -> nix::Result<()> {
+fn mask(root: BorrowedFd<'_>, path: &CStr, null: &mut Cover, empty: &mut Option<Cover>) -> nix::Result<()> {
     let Some(target) = lookup(root, path)? else { return Ok(()) };
     if path::kind(target.as_fd())?.0 != SFlag::S_IFDIR {
-        let cover = mount::clone_tree(null.as_fd(), c"", false)?;
-        return mount::attach(cover.as_fd(), target.as_fd());
+        return null.hide(&target);
     }
-    match empty {
-        Some(first) => {
-            let cover = mount::clone_tree(first.as_fd(), c"", false)?;
-            mount::attach(cover.as_fd(), target.as_fd())
-        }
-        // The first one is attached itself: older kernels copy attached mounts only.
+    let cover = match empty {
+        Some(cover) => cover,
         None => {
             let attrs = attr::RDONLY | attr::NOSUID | attr::NODEV | attr::NOEXEC;
             let options = [(c"nr_blocks", Some(c"1")), (c"nr_inodes", Some(c"1"))];
-            let first = empty.insert(mount::new_mount(c"tmpfs", &options, attrs)?);
-            mount::attach(first.as_fd(), target.as_fd())
+            empty.insert(Cover::new(mount::new_mount(c"tmpfs", &options, attrs)?))
         }
-    }
+    };
+    cover.hide(&target)
 }

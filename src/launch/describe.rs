@@ -43,11 +43,9 @@ pub fn init(plan: &Plan, failure: &Failure) -> Error {
         Step::ReadonlyRoot => "root.readonly: remount".into(),
         Step::Procfs => "open a procfs".into(),
         Step::Sysctl => match plan.sysctls.get(item) {
-            Some(s) => format!(
-                "linux.sysctl: write {:?} to {:?}",
-                s.value,
-                format!("/proc/sys/{}", s.path.to_string_lossy())
-            ),
+            Some(s) => {
+                format!("linux.sysctl: write {:?} to {:?}", s.value, format!("/proc/sys/{}", s.path.to_string_lossy()))
+            }
             None => "linux.sysctl".into(),
         },
         Step::ReadonlyPath => format!("linux.readonlyPaths[{item}]: {}", listed(&plan.rootfs.readonly_paths, item)),

@@ -71,7 +71,8 @@ pub fn begin(begin: Begin<'_>) -> Result<Birth> {
     sys::set_dumpable(false).map_err(|errno| Error::sys("make the runtime undumpable", errno))?;
     let mut aim = Aim::default();
     if namespaces & pid_namespace != 0 {
-        aim.at_pid_namespace(child.init.as_fd()).map_err(|errno| stopped(errno, "join the container's pid namespace"))?;
+        aim.at_pid_namespace(child.init.as_fd())
+            .map_err(|errno| stopped(errno, "join the container's pid namespace"))?;
     }
     let cloned = clone::clone3(0, into);
     let process = match cloned {

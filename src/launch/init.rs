@@ -121,15 +121,8 @@ pub fn begin(begin: Begin<'_>) -> Result<Birth> {
         Side::Parent(pid, pidfd) => Process { pid, pidfd },
     };
     drop(init);
-    let birth = Birth {
-        plan,
-        process: Some(process),
-        channel,
-        console: None,
-        waiting: VecDeque::new(),
-        running: None,
-        state,
-    };
+    let birth =
+        Birth { plan, process: Some(process), channel, console: None, waiting: VecDeque::new(), running: None, state };
     aim.done().map_err(|errno| Error::sys("return to the runtime's namespaces", errno))?;
     let pid = birth.pid();
     if let Some(score) = birth.plan.process.oom_score_adj {
@@ -272,7 +265,9 @@ impl Birth {
 
     fn lost(&self) -> Error {
         let how = match self.process().try_wait() {
-            Ok(Some(exit)) if exit.status == 137 => ": it was killed (possibly OOM-killed: is the memory limit too low?)".into(),
+            Ok(Some(exit)) if exit.status == 137 => {
+                ": it was killed (possibly OOM-killed: is the memory limit too low?)".into()
+            }
             Ok(Some(exit)) => format!(": it ended with status {}", exit.status),
             _ => String::new(),
         };

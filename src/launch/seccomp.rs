@@ -71,9 +71,7 @@ fn read(mut file: std::fs::File, flags: u32) -> Result<Filter> {
     file.rewind().and_then(|()| file.read_to_end(&mut bytes)).map_err(|e| Error::io("read seccomp program", &e))?;
     let instructions = bytes
         .chunks_exact(8)
-        .map(|i| {
-            (u16::from_ne_bytes([i[0], i[1]]), i[2], i[3], u32::from_ne_bytes([i[4], i[5], i[6], i[7]]))
-        })
+        .map(|i| (u16::from_ne_bytes([i[0], i[1]]), i[2], i[3], u32::from_ne_bytes([i[4], i[5], i[6], i[7]])))
         .collect();
     Ok(Filter { flags, instructions })
 }

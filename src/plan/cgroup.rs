@@ -1,22 +1,558 @@
-//! `linux.resources` and `linux.cgroupsPath` as cgroup file writes.
+//! `linux.resources` and `linux.cgroupsPath` as directories, file writes and device rules. Does not live here: making them (cgroup).
 
-use oci_spec::runtime::{LinuxResources, Spec};
+use std::path::{Component, Path, PathBuf};
 
-use crate::Result;
-use crate::host::Cgroups;
+use oci_spec::runtime::{LinuxDeviceCgroup, LinuxDeviceType, LinuxResources, LinuxThrottleDevice, Spec};
+
+use crate::host::{Cgroups, Hierarchy};
+use crate::{Error, Kind, Result};
 
 /// What the container's cgroup will be.
 #[derive(Clone, Debug, Default)]
-pub struct CgroupPlan {}
+pub struct CgroupPlan {
+    /// One directory per hierarchy; one in all on v2.
+    pub dirs: Vec<Dir>,
+    /// Limits, in order.
+    pub writes: Vec<Write>,
+    /// Device rules in order, later ones win; nothing is allowed by default. None leaves devices alone.
+    pub devices: Option<Vec<Rule>>,
+    /// Refuse a memory limit below the usage (v2): limit, and memory plus swap.
+    pub check_memory: Option<i64>,
+}
+
+/// A cgroup directory to be.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Dir {
+    /// Its controllers; `""` on v2.
+    pub controllers: Vec<String>,
+    /// Where its hierarchy is mounted.
+    pub mountpoint: PathBuf,
+    /// Its path below.
+    pub path: PathBuf,
+}
+
+/// One write to a cgroup file.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Write {
+    /// Controller of the hierarchy; `""` on v2.
+    pub controller: String,
+    /// File in the cgroup's directory.
+    pub file: String,
+    /// What to write.
+    pub value: String,
+    /// The JSON field that asks for it.
+    pub field: String,
+    /// A missing file is no error.
+    pub optional: bool,
+    /// The kernel may want the next write before this one (EINVAL, EBUSY): swap them then.
+    pub swaps_with_next: bool,
+}
+
+/// A device rule.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Rule {
+    /// Allow or deny.
+    pub allow: bool,
+    /// `b`, `c` or `a` for both.
+    pub kind: char,
+    /// Major number; None for all.
+    pub major: Option<u32>,
+    /// Minor number; None for all.
+    pub minor: Option<u32>,
+    /// Read.
+    pub read: bool,
+    /// Write.
+    pub write: bool,
+    /// Make nodes.
+    pub mknod: bool,
+}
 
 /// Plans the cgroup of container `id`. Errors name the JSON field.
 pub fn plan(id: &str, spec: &Spec, host: &Cgroups, systemd: bool) -> Result<CgroupPlan> {
-    let _ = (id, spec, host, systemd);
-    todo!()
+    if systemd {
+        return Err(Error::new(Kind::Unsupported, "systemd cgroup driver: not supported yet"));
+    }
+    let linux = spec.linux().as_ref();
+    let path = match linux.and_then(|l| l.cgroups_path().as_deref()).filter(|p| !p.as_os_str().is_empty()) {
+        Some(path) => path.to_path_buf(),
+        None => PathBuf::from(format!("/{id}")),
+    };
+    if path.components().any(|part| part == Component::ParentDir) {
+        return Err(Error::invalid("linux.cgroupsPath", "must not contain \"..\""));
+    }
+    let dirs = host
+        .v1
+        .iter()
+        .map(|hierarchy| dir(hierarchy, hierarchy.controllers.clone(), &path, hierarchy.own.as_path()))
+        .chain(host.v2.iter().map(|v2| {
+            // Processes in the own cgroup would keep controllers from being enabled below it.
+            dir(v2, vec![String::new()], &path, v2.own.parent().unwrap_or(Path::new("/")))
+        }))
+        .collect();
+    let resources = linux.and_then(|l| l.resources().clone()).unwrap_or_default();
+    let mut out = plan_update(&resources, host)?;
+    out.dirs = dirs;
+    let rules = resources.devices().iter().flatten().enumerate();
+    let mut devices = rules.map(|(at, rule)| device(at, rule)).collect::<Result<Vec<Rule>>>()?;
+    devices.extend(default_devices());
+    out.devices = Some(devices);
+    Ok(out)
+}
+
+fn dir(hierarchy: &Hierarchy, controllers: Vec<String>, path: &Path, base: &Path) -> Dir {
+    let below = |path: &Path| path.strip_prefix("/").unwrap_or(path).to_path_buf();
+    let path = if path.is_absolute() { below(path) } else { below(base).join(path) };
+    Dir { controllers, mountpoint: hierarchy.mountpoint.clone(), path }
 }
 
 /// Plans an update of an existing cgroup. Devices are never part of it.
 pub fn plan_update(resources: &LinuxResources, host: &Cgroups) -> Result<CgroupPlan> {
-    let _ = (resources, host);
-    todo!()
+    let v2 = host.pure_v2();
+    let mut w = Writes { v2, list: Vec::new() };
+    let mut out = CgroupPlan::default();
+    memory(&mut w, resources, &mut out)?;
+    cpu(&mut w, resources)?;
+    if let Some(pids) = resources.pids() {
+        let limit = match pids.limit() {
+            limit if limit < 0 => "max".to_string(),
+            limit => limit.max(1).to_string(),
+        };
+        w.both("pids", "pids.max", limit, "linux.resources.pids.limit");
+    }
+    block_io(&mut w, resources)?;
+    hugetlb(&mut w, resources)?;
+    network(&mut w, resources);
+    for (device, limit) in resources.rdma().iter().flatten() {
+        let field = format!("linux.resources.rdma.{device}");
+        if device.is_empty() || device.contains(|c: char| c.is_whitespace()) {
+            return Err(Error::invalid(field, "not a device name"));
+        }
+        let mut value = device.clone();
+        for (key, number) in [("hca_handle", limit.hca_handles()), ("hca_object", limit.hca_objects())] {
+            if let Some(number) = number {
+                value += &format!(" {key}={number}");
+            }
+        }
+        w.both("rdma", "rdma.max", value, &field);
+    }
+    unified(&mut w, resources)?;
+    out.writes = w.list;
+    Ok(out)
+}
+
+struct Writes {
+    v2: bool,
+    list: Vec<Write>,
+}
+
+impl Writes {
+    fn push(&mut self, controller: &str, file: &str, value: impl ToString, field: &str) -> &mut Write {
+        let controller = if self.v2 { "" } else { controller };
+        self.list.push(Write {
+            controller: controller.into(),
+            file: file.into(),
+            value: value.to_string(),
+            field: field.into(),
+            optional: false,
+            swaps_with_next: false,
+        });
+        self.list.last_mut().expect("just pushed")
+    }
+
+    fn both(&mut self, controller: &str, file: &str, value: impl ToString, field: &str) {
+        self.push(controller, file, value, field);
+    }
+}
+
+fn max(limit: i64) -> String {
+    if limit < 0 { "max".into() } else { limit.to_string() }
+}
+
+fn memory(w: &mut Writes, resources: &LinuxResources, out: &mut CgroupPlan) -> Result<()> {
+    const FIELD: &str = "linux.resources.memory";
+    let Some(memory) = resources.memory() else { return Ok(()) };
+    // 0 is how callers say that a field is not set.
+    let limit = memory.limit().filter(|limit| *limit != 0);
+    let mut swap = memory.swap().filter(|swap| *swap != 0);
+    if limit == Some(-1) && swap.is_none() {
+        swap = Some(-1);
+    }
+    if let (Some(swap), Some(limit)) = (swap, limit)
+        && swap > 0
+        && limit > 0
+        && swap < limit
+    {
+        return Err(Error::invalid(format!("{FIELD}.swap"), "memory+swap limit should be >= memory limit"));
+    }
+    if swap.is_some_and(|swap| swap > 0) && limit.is_none() && w.v2 {
+        return Err(Error::invalid(format!("{FIELD}.swap"), "unable to set swap limit without memory limit"));
+    }
+    if w.v2 {
+        if let Some(swap) = swap {
+            let value = match (swap, limit) {
+                (swap, Some(limit)) if swap > 0 && limit > 0 => (swap - limit).to_string(),
+                (swap, _) => max(swap),
+            };
+            let optional = value == "max" || value == "0";
+            w.push("", "memory.swap.max", value, &format!("{FIELD}.swap")).optional = optional;
+        }
+        if let Some(limit) = limit {
+            w.push("", "memory.max", max(limit), &format!("{FIELD}.limit"));
+            if memory.check_before_update() == Some(true) {
+                out.check_memory = Some(limit);
+            }
+        }
+        if let Some(reservation) = memory.reservation().filter(|r| *r != 0) {
+            w.push("", "memory.low", max(reservation), &format!("{FIELD}.reservation"));
+        }
+        return Ok(());
+    }
+    if let Some(limit) = limit {
+        // A new limit above the old memory+swap limit is refused until that one is raised.
+        w.push("memory", "memory.limit_in_bytes", limit, &format!("{FIELD}.limit")).swaps_with_next = swap.is_some();
+    }
+    if let Some(swap) = swap {
+        let optional = swap < 0;
+        w.push("memory", "memory.memsw.limit_in_bytes", swap, &format!("{FIELD}.swap")).optional = optional;
+    }
+    if let Some(reservation) = memory.reservation().filter(|r| *r != 0) {
+        w.push("memory", "memory.soft_limit_in_bytes", reservation, &format!("{FIELD}.reservation"));
+    }
+    if let Some(tcp) = memory.kernel_tcp().filter(|t| *t != 0) {
+        w.push("memory", "memory.kmem.tcp.limit_in_bytes", tcp, &format!("{FIELD}.kernelTCP")).optional = true;
+    }
+    if memory.disable_oom_killer() == Some(true) {
+        w.push("memory", "memory.oom_control", 1, &format!("{FIELD}.disableOOMKiller"));
+    }
+    match memory.swappiness() {
+        None | Some(u64::MAX) => {}
+        Some(swappiness) if swappiness <= 100 => {
+            w.push("memory", "memory.swappiness", swappiness, &format!("{FIELD}.swappiness"));
+        }
+        Some(swappiness) => {
+            let cause = format!("{swappiness} is not between 0 and 100");
+            return Err(Error::invalid(format!("{FIELD}.swappiness"), cause));
+        }
+    }
+    Ok(())
+}
+
+/// cpu.weight for cpu.shares: 2..=262144 maps to 1..=10000 with 1024 at 100, on a log2 curve.
+pub fn weight(shares: u64) -> u64 {
+    match shares {
+        0 => 0,
+        1..=2 => 1,
+        262_144.. => 10_000,
+        _ => {
+            let l = (shares as f64).log2();
+            10f64.powf((l * l + 125.0 * l) / 612.0 - 7.0 / 34.0).ceil() as u64
+        }
+    }
+}
+
+fn cpu(w: &mut Writes, resources: &LinuxResources) -> Result<()> {
+    const FIELD: &str = "linux.resources.cpu";
+    let Some(cpu) = resources.cpu() else { return Ok(()) };
+    let cpus = cpu.cpus().as_deref().filter(|list| !list.is_empty());
+    let mems = cpu.mems().as_deref().filter(|list| !list.is_empty());
+    for (name, list) in [("cpus", cpus), ("mems", mems)] {
+        let Some(list) = list else { continue };
+        if !list.chars().all(|c| c.is_ascii_digit() || ",-".contains(c)) {
+            return Err(Error::invalid(format!("{FIELD}.{name}"), format!("{list:?} is not a list of numbers")));
+        }
+        w.both("cpuset", &format!("cpuset.{name}"), list, &format!("{FIELD}.{name}"));
+    }
+    if let Some(idle) = cpu.idle() {
+        w.push("cpu", "cpu.idle", idle, &format!("{FIELD}.idle"));
+    }
+    if let Some(shares) = cpu.shares().filter(|s| *s != 0)
+        && cpu.idle() != Some(1)
+    {
+        let field = format!("{FIELD}.shares");
+        if w.v2 {
+            w.push("", "cpu.weight", weight(shares), &field);
+        } else {
+            w.push("cpu", "cpu.shares", shares, &field);
+        }
+    }
+    let quota = cpu.quota().filter(|q| *q != 0);
+    let period = cpu.period().filter(|p| *p != 0);
+    let burst = cpu.burst();
+    if w.v2 {
+        if quota.is_some() || period.is_some() {
+            let quota = quota.map_or("max".into(), |q| if q < 0 { "max".into() } else { q.to_string() });
+            let value = format!("{quota} {}", period.unwrap_or(100_000));
+            w.push("", "cpu.max", value, &format!("{FIELD}.quota"));
+        }
+        if let Some(burst) = burst {
+            w.push("", "cpu.max.burst", burst, &format!("{FIELD}.burst"));
+        }
+        return Ok(());
+    }
+    if let Some(period) = period {
+        w.push("cpu", "cpu.cfs_period_us", period, &format!("{FIELD}.period")).swaps_with_next = quota.is_some();
+    }
+    if let Some(quota) = quota {
+        w.push("cpu", "cpu.cfs_quota_us", quota, &format!("{FIELD}.quota"));
+    }
+    if let Some(burst) = burst {
+        w.push("cpu", "cpu.cfs_burst_us", burst, &format!("{FIELD}.burst"));
+    }
+    if let Some(period) = cpu.realtime_period().filter(|p| *p != 0) {
+        w.push("cpu", "cpu.rt_period_us", period, &format!("{FIELD}.realtimePeriod"));
+    }
+    if let Some(runtime) = cpu.realtime_runtime().filter(|r| *r != 0) {
+        w.push("cpu", "cpu.rt_runtime_us", runtime, &format!("{FIELD}.realtimeRuntime"));
+    }
+    Ok(())
+}
+
+fn block_io(w: &mut Writes, resources: &LinuxResources) -> Result<()> {
+    const FIELD: &str = "linux.resources.blockIO";
+    let Some(io) = resources.block_io() else { return Ok(()) };
+    let check = |name: &str, weight: u16| {
+        if (10..=1000).contains(&weight) {
+            Ok(u64::from(weight))
+        } else {
+            Err(Error::invalid(format!("{FIELD}.{name}"), format!("{weight} is not between 10 and 1000")))
+        }
+    };
+    if let Some(weight) = io.weight().filter(|weight| *weight != 0) {
+        let weight = check("weight", weight)?;
+        let field = format!("{FIELD}.weight");
+        if w.v2 {
+            // BFQ has the spec's range; io.weight goes from 1 to 10000.
+            w.push("", "io.bfq.weight", weight, &field).optional = true;
+            w.push("", "io.weight", 1 + (weight - 10) * 9999 / 990, &field).optional = true;
+        } else {
+            w.push("blkio", "blkio.weight", weight, &field).optional = true;
+            w.push("blkio", "blkio.bfq.weight", weight, &field).optional = true;
+        }
+    }
+    if let Some(weight) = io.leaf_weight().filter(|weight| *weight != 0 && !w.v2) {
+        let weight = check("leafWeight", weight)?;
+        w.push("blkio", "blkio.leaf_weight", weight, &format!("{FIELD}.leafWeight"));
+    }
+    for (at, device) in io.weight_device().iter().flatten().enumerate() {
+        let field = format!("{FIELD}.weightDevice[{at}]");
+        let number = format!("{}:{}", device.major(), device.minor());
+        if let Some(weight) = device.weight() {
+            let weight = check(&format!("weightDevice[{at}].weight"), weight)?;
+            let file = if w.v2 { "io.bfq.weight" } else { "blkio.weight_device" };
+            w.both("blkio", file, format!("{number} {weight}"), &field);
+        }
+        if let Some(weight) = device.leaf_weight().filter(|_| !w.v2) {
+            w.push("blkio", "blkio.leaf_weight_device", format!("{number} {weight}"), &field);
+        }
+    }
+    let throttles: [(&str, &Option<Vec<LinuxThrottleDevice>>, &str, &str); 4] = [
+        ("throttleReadBpsDevice", io.throttle_read_bps_device(), "read_bps_device", "rbps"),
+        ("throttleWriteBpsDevice", io.throttle_write_bps_device(), "write_bps_device", "wbps"),
+        ("throttleReadIOPSDevice", io.throttle_read_iops_device(), "read_iops_device", "riops"),
+        ("throttleWriteIOPSDevice", io.throttle_write_iops_device(), "write_iops_device", "wiops"),
+    ];
+    for (name, list, v1, v2) in throttles {
+        for (at, device) in list.iter().flatten().enumerate() {
+            let field = format!("{FIELD}.{name}[{at}]");
+            let number = format!("{}:{}", device.major(), device.minor());
+            if w.v2 {
+                let rate = if device.rate() == 0 { "max".into() } else { device.rate().to_string() };
+                w.push("", "io.max", format!("{number} {v2}={rate}"), &field);
+            } else {
+                w.push("blkio", &format!("blkio.throttle.{v1}"), format!("{number} {}", device.rate()), &field);
+            }
+        }
+    }
+    Ok(())
+}
+
+fn hugetlb(w: &mut Writes, resources: &LinuxResources) -> Result<()> {
+    for (at, limit) in resources.hugepage_limits().iter().flatten().enumerate() {
+        let field = format!("linux.resources.hugepageLimits[{at}]");
+        let size = limit.page_size();
+        // The name becomes part of a file name.
+        let number = ["KB", "MB", "GB"].iter().find_map(|unit| size.strip_suffix(unit));
+        if !number.is_some_and(|n| !n.is_empty() && n.len() < 8 && n.chars().all(|c| c.is_ascii_digit())) {
+            return Err(Error::invalid(format!("{field}.pageSize"), format!("{size:?} is not a size like 2MB")));
+        }
+        let (value, suffix) = (limit.limit(), if w.v2 { "max" } else { "limit_in_bytes" });
+        w.both("hugetlb", &format!("hugetlb.{size}.{suffix}"), value, &field);
+        w.push("hugetlb", &format!("hugetlb.{size}.rsvd.{suffix}"), value, &field).optional = true;
+    }
+    Ok(())
+}
+
+fn network(w: &mut Writes, resources: &LinuxResources) {
+    let Some(network) = resources.network().as_ref().filter(|_| !w.v2) else { return };
+    if let Some(class) = network.class_id().filter(|class| *class != 0) {
+        w.push("net_cls", "net_cls.classid", class, "linux.resources.network.classID");
+    }
+    for (at, priority) in network.priorities().iter().flatten().enumerate() {
+        let value = format!("{} {}", priority.name(), priority.priority());
+        w.push("net_prio", "net_prio.ifpriomap", value, &format!("linux.resources.network.priorities[{at}]"));
+    }
+}
+
+fn unified(w: &mut Writes, resources: &LinuxResources) -> Result<()> {
+    let mut entries: Vec<_> = resources.unified().iter().flatten().collect();
+    entries.sort();
+    for (file, value) in entries {
+        let field = format!("linux.resources.unified.{file}");
+        if !w.v2 {
+            return Err(Error::invalid(field, "cannot use unified on cgroup v1"));
+        }
+        let name = |c: char| c.is_ascii_alphanumeric() || "._-".contains(c);
+        if !file.contains('.') || file.contains("..") || !file.chars().all(name) {
+            return Err(Error::invalid(field, "not a file of a cgroup"));
+        }
+        for line in value.lines().filter(|line| !line.is_empty()) {
+            w.push("", file, line, &field);
+        }
+    }
+    Ok(())
+}
+
+fn device(at: usize, rule: &LinuxDeviceCgroup) -> Result<Rule> {
+    let field = format!("linux.resources.devices[{at}]");
+    let access = rule.access().as_deref().filter(|a| !a.is_empty()).unwrap_or("rwm");
+    if let Some(c) = access.chars().find(|c| !"rwm".contains(*c)) {
+        return Err(Error::invalid(format!("{field}.access"), format!("{c:?} is none of r, w, m")));
+    }
+    let kind = match rule.typ().unwrap_or(LinuxDeviceType::A) {
+        LinuxDeviceType::A => 'a',
+        LinuxDeviceType::B => 'b',
+        LinuxDeviceType::C | LinuxDeviceType::U => 'c',
+        LinuxDeviceType::P => return Err(Error::invalid(format!("{field}.type"), "must be one of a, b, c")),
+    };
+    let number = |name: &str, n: Option<i64>| match n {
+        None | Some(-1) => Ok(None),
+        Some(n) => match u32::try_from(n) {
+            Ok(n) => Ok(Some(n)),
+            Err(_) => Err(Error::invalid(format!("{field}.{name}"), format!("{n} is not a device number"))),
+        },
+    };
+    Ok(Rule {
+        allow: rule.allow(),
+        kind,
+        major: number("major", rule.major())?,
+        minor: number("minor", rule.minor())?,
+        read: access.contains('r'),
+        write: access.contains('w'),
+        mknod: access.contains('m'),
+    })
+}
+
+/// What every container may use: runc's list.
+fn default_devices() -> impl Iterator<Item = Rule> {
+    let rule = |kind, major, minor, read| Rule { allow: true, kind, major, minor, read, write: read, mknod: true };
+    let nodes = [
+        (Some(1), Some(3)),
+        (Some(1), Some(8)),
+        (Some(1), Some(7)),
+        (Some(5), Some(0)),
+        (Some(1), Some(5)),
+        (Some(1), Some(9)),
+        (Some(136), None),
+        (Some(5), Some(2)),
+        (Some(10), Some(200)),
+    ];
+    [rule('c', None, None, false), rule('b', None, None, false)]
+        .into_iter()
+        .chain(nodes.into_iter().map(move |(major, minor)| rule('c', major, minor, true)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn v2() -> Cgroups {
+        let v2 = Hierarchy { mountpoint: "/sys/fs/cgroup".into(), own: "/user/me".into(), ..Hierarchy::default() };
+        Cgroups { v1: Vec::new(), v2: Some(v2) }
+    }
+
+    fn v1() -> Cgroups {
+        let hierarchy = |name: &str| Hierarchy {
+            controllers: vec![name.into()],
+            mountpoint: format!("/sys/fs/cgroup/{name}").into(),
+            own: "/me".into(),
+        };
+        Cgroups { v1: vec![hierarchy("memory"), hierarchy("cpu")], v2: None }
+    }
+
+    fn planned(linux: &str, host: &Cgroups) -> Result<CgroupPlan> {
+        let spec = serde_json::from_str(&format!(r#"{{"ociVersion":"1.0.2","linux":{linux}}}"#)).unwrap();
+        plan("id", &spec, host, false)
+    }
+
+    fn writes(resources: &str, host: &Cgroups) -> Vec<String> {
+        let plan = planned(&format!(r#"{{"resources":{resources}}}"#), host).unwrap();
+        plan.writes.iter().map(|w| format!("{}={}", w.file, w.value)).collect()
+    }
+
+    #[test]
+    fn paths_are_absolute_relative_or_the_id() {
+        let path = |linux, host: &Cgroups| planned(linux, host).unwrap().dirs[0].path.clone();
+        assert_eq!(path("{}", &v2()), Path::new("id"));
+        assert_eq!(path(r#"{"cgroupsPath":"/a/b"}"#, &v1()), Path::new("a/b"));
+        assert_eq!(path(r#"{"cgroupsPath":"a"}"#, &v1()), Path::new("me/a"));
+        assert_eq!(path(r#"{"cgroupsPath":"a"}"#, &v2()), Path::new("user/a"));
+        assert!(planned(r#"{"cgroupsPath":"/a/../b"}"#, &v1()).is_err());
+    }
+
+    #[test]
+    fn shares_become_weights() {
+        let weights = [2, 10, 100, 512, 1024, 2048, 4096, 262_144].map(weight);
+        assert_eq!(weights, [1, 4, 17, 59, 100, 174, 303, 10_000]);
+    }
+
+    #[test]
+    fn limits_are_written_in_each_versions_files() {
+        let resources = r#"{"memory":{"limit":100,"swap":150,"reservation":50},
+            "cpu":{"shares":1024,"quota":5,"period":10},"pids":{"limit":0}}"#;
+        assert_eq!(
+            writes(resources, &v2()),
+            ["memory.swap.max=50", "memory.max=100", "memory.low=50", "cpu.weight=100", "cpu.max=5 10", "pids.max=1"]
+        );
+        assert_eq!(
+            writes(resources, &v1()),
+            [
+                "memory.limit_in_bytes=100",
+                "memory.memsw.limit_in_bytes=150",
+                "memory.soft_limit_in_bytes=50",
+                "cpu.shares=1024",
+                "cpu.cfs_period_us=10",
+                "cpu.cfs_quota_us=5",
+                "pids.max=1"
+            ]
+        );
+    }
+
+    #[test]
+    fn unlimited_is_max_and_unset_is_nothing() {
+        assert_eq!(writes(r#"{"memory":{"limit":-1}}"#, &v2()), ["memory.swap.max=max", "memory.max=max"]);
+        assert!(writes(r#"{"memory":{"limit":0},"cpu":{"shares":0}}"#, &v2()).is_empty());
+        assert_eq!(writes(r#"{"pids":{"limit":-1}}"#, &v1()), ["pids.max=max"]);
+    }
+
+    #[test]
+    fn errors_name_the_field() {
+        for (resources, host, want) in [
+            (r#"{"memory":{"limit":10,"swap":5}}"#, v2(), "linux.resources.memory.swap: memory+swap"),
+            (r#"{"memory":{"swap":5}}"#, v2(), "linux.resources.memory.swap: unable"),
+            (r#"{"memory":{"swappiness":101}}"#, v1(), "linux.resources.memory.swappiness: 101"),
+            (
+                r#"{"hugepageLimits":[{"pageSize":"../2MB","limit":1}]}"#,
+                v2(),
+                "linux.resources.hugepageLimits[0].pageSize",
+            ),
+            (r#"{"unified":{"a/b":"1"}}"#, v2(), "linux.resources.unified.a/b: not a file"),
+            (r#"{"unified":{"..x":"1"}}"#, v2(), "linux.resources.unified...x: not a file"),
+            (r#"{"unified":{"memory.max":"1"}}"#, v1(), "linux.resources.unified.memory.max: cannot use unified"),
+            (r#"{"devices":[{"allow":true,"access":"x"}]}"#, v1(), "linux.resources.devices[0].access: 'x'"),
+            (r#"{"cpu":{"cpus":"a"}}"#, v1(), "linux.resources.cpu.cpus: \"a\""),
+        ] {
+            let err = planned(&format!(r#"{{"resources":{resources}}}"#), &host).unwrap_err().to_string();
+            assert!(err.starts_with(want), "{resources}: {err}");
+        }
+    }
 }

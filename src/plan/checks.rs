@@ -55,7 +55,9 @@ fn version(version: &str) -> Result<()> {
 pub fn against_namespaces(spec: &Spec, namespaces: &Namespaces) -> Result<()> {
     let linux = spec.linux().as_ref();
     if !namespaces.has(Kind::Mount) {
-        return Err(Error::invalid("linux.namespaces", "a mount namespace is needed").with_kind(crate::Kind::Unsupported));
+        return Err(
+            Error::invalid("linux.namespaces", "a mount namespace is needed").with_kind(crate::Kind::Unsupported)
+        );
     }
     for (field, set) in [("hostname", spec.hostname().as_ref()), ("domainname", spec.domainname().as_ref())] {
         if set.is_some_and(|name| !name.is_empty()) && !namespaces.has(Kind::Uts) {

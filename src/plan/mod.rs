@@ -67,8 +67,7 @@ pub fn build(request: &Request<'_>, spec: &Spec, host: &Cgroups) -> Result<Plan>
     checks::against_namespaces(spec, &namespaces)?;
     let process = spec.process().as_ref().ok_or_else(|| Error::invalid("process", "must not be empty"))?;
     let rootfs = rootfs::plan(request, spec, &namespaces, host)?;
-    let keyring =
-        if request.no_new_keyring { None } else { Some(cstring("id", format!("_ses.{}", request.id))?) };
+    let keyring = if request.no_new_keyring { None } else { Some(cstring("id", format!("_ses.{}", request.id))?) };
     Ok(Plan {
         rootfs,
         process: process::plan("process", process, request.terminal)?,

@@ -173,8 +173,9 @@ mod tests {
 
     #[test]
     fn namespaces_are_made_or_joined() {
-        let ns = planned(r#"{"namespaces":[{"type":"pid"},{"type":"network","path":"/run/netns/a"},{"type":"mount"}]}"#)
-            .unwrap();
+        let ns =
+            planned(r#"{"namespaces":[{"type":"pid"},{"type":"network","path":"/run/netns/a"},{"type":"mount"}]}"#)
+                .unwrap();
         assert!(ns.makes(Kind::Pid) && ns.makes(Kind::Mount) && !ns.makes(Kind::Network));
         assert_eq!(ns.joined(Kind::Network).unwrap().field, "linux.namespaces[1].path");
         assert_eq!(ns.all(), 0x2000_0000 | 0x4000_0000 | 0x2_0000);

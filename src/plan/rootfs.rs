@@ -144,7 +144,8 @@ pub fn plan(request: &Request<'_>, spec: &Spec, namespaces: &Namespaces, host: &
                 .ok_or_else(|| Error::invalid("linux.rootfsPropagation", format!("{word:?} is not a propagation")))
         })
         .transpose()?;
-    let dev_is_bound = mounts.iter().any(|m| m.destination.as_bytes() == b"dev" && matches!(m.kind, MountKind::Bind { .. }));
+    let dev_is_bound =
+        mounts.iter().any(|m| m.destination.as_bytes() == b"dev" && matches!(m.kind, MountKind::Bind { .. }));
     let paths = |field: &str, list: Option<&Vec<String>>| -> Result<Vec<CString>> {
         let mut out: Vec<CString> = Vec::new();
         for (at, path) in list.into_iter().flatten().enumerate() {
@@ -174,13 +175,7 @@ pub fn plan(request: &Request<'_>, spec: &Spec, namespaces: &Namespaces, host: &
     })
 }
 
-fn plan_mount(
-    field: &str,
-    mount: &Mount,
-    bundle: &Path,
-    namespaces: &Namespaces,
-    host: &Cgroups,
-) -> Result<MountPlan> {
+fn plan_mount(field: &str, mount: &Mount, bundle: &Path, namespaces: &Namespaces, host: &Cgroups) -> Result<MountPlan> {
     if mount.destination().as_os_str().is_empty() {
         return Err(Error::invalid(format!("{field}.destination"), "must not be empty"));
     }
@@ -279,7 +274,12 @@ fn v1_mounts(field: &str, host: &Cgroups) -> Result<Vec<V1Mount>> {
             }
         }
         let links = if hierarchy.controllers.len() > 1 {
-            hierarchy.controllers.iter().filter(|c| c.as_bytes() != name).map(|c| cstring(field, c.as_str())).collect::<Result<_>>()?
+            hierarchy
+                .controllers
+                .iter()
+                .filter(|c| c.as_bytes() != name)
+                .map(|c| cstring(field, c.as_str()))
+                .collect::<Result<_>>()?
         } else {
             Vec::new()
         };
@@ -317,9 +317,10 @@ fn devices(spec: &Spec) -> Result<Vec<Device>> {
             LinuxDeviceType::A => return Err(Error::invalid(format!("{field}.type"), "must be one of c, b, u, p")),
         };
         let number = |name: &str, value: i64, max: i64| {
-            u32::try_from(value).ok().filter(|_| value <= max).ok_or_else(|| {
-                Error::invalid(format!("{field}.{name}"), format!("{value} is not a device number"))
-            })
+            u32::try_from(value)
+                .ok()
+                .filter(|_| value <= max)
+                .ok_or_else(|| Error::invalid(format!("{field}.{name}"), format!("{value} is not a device number")))
         };
         let rdev = if format == libc::S_IFIFO {
             0
@@ -423,8 +424,14 @@ mod tests {
         for (mounts, want) in [
             (r#"{"destination":"/proc/sys","type":"tmpfs"}"#, "mounts[0].destination: \"/proc/sys\" cannot be mounted"),
             (r#"{"destination":"/x/../proc/1","type":"tmpfs"}"#, "mounts[0].destination: \"/proc/1\" cannot"),
-            (r#"{"destination":"/a","type":"tmpfs"},{"destination":"/","type":"tmpfs"}"#, "mounts[1].destination: is the root"),
-            (r#"{"destination":"/a","source":"/b","options":["bind","size=1"]}"#, "mounts[0].options: \"size=1\": bind"),
+            (
+                r#"{"destination":"/a","type":"tmpfs"},{"destination":"/","type":"tmpfs"}"#,
+                "mounts[1].destination: is the root",
+            ),
+            (
+                r#"{"destination":"/a","source":"/b","options":["bind","size=1"]}"#,
+                "mounts[0].options: \"size=1\": bind",
+            ),
             (r#"{"destination":"/a"}"#, "mounts[0].type: must not be empty"),
             (r#"{"destination":"/a","options":["bind"]}"#, "mounts[0].source: must not be empty"),
         ] {

@@ -1,6 +1,8 @@
 //! `linux.seccomp`, checked. Does not live here: compiling it (launch::seccomp).
 
-use oci_spec::runtime::{Arch, LinuxSeccomp, LinuxSeccompAction as Action, LinuxSeccompFilterFlag as Flag, LinuxSyscall, Spec};
+use oci_spec::runtime::{
+    Arch, LinuxSeccomp, LinuxSeccompAction as Action, LinuxSeccompFilterFlag as Flag, LinuxSyscall, Spec,
+};
 
 use super::checks;
 use crate::{Error, Result};

@@ -48,9 +48,18 @@ pub fn plan(spec: &Spec, namespaces: &Namespaces) -> Result<Vec<Sysctl>> {
 /// sysctl(8): the first separator of the key tells which of `.` and `/` separates; the other one is then literal.
 fn path(key: &str) -> String {
     match key.find(['.', '/']) {
-        Some(at) if key.as_bytes()[at] == b'.' => {
-            key.chars().map(|c| if c == '.' { '/' } else if c == '/' { '.' } else { c }).collect()
-        }
+        Some(at) if key.as_bytes()[at] == b'.' => key
+            .chars()
+            .map(|c| {
+                if c == '.' {
+                    '/'
+                } else if c == '/' {
+                    '.'
+                } else {
+                    c
+                }
+            })
+            .collect(),
         _ => key.to_string(),
     }
 }
@@ -72,9 +81,7 @@ fn check(path: &str, spec: &Spec, namespaces: &Namespaces) -> std::result::Resul
         "kernel/hostname" if spec.hostname().as_ref().is_some_and(|h| !h.is_empty()) => {
             Err("is not allowed as it conflicts with the OCI \"hostname\" field")
         }
-        "kernel/hostname" if namespaces.has(Kind::Uts) => {
-            Err("is not allowed, use the OCI \"hostname\" field")
-        }
+        "kernel/hostname" if namespaces.has(Kind::Uts) => Err("is not allowed, use the OCI \"hostname\" field"),
         _ => Err("is not in a separate kernel namespace"),
     }
 }

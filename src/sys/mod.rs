@@ -1,6 +1,7 @@
 //! The only room with unsafe code: thin typed system calls, fds in, fds out, `nix::Result`. No policy lives here.
 #![allow(unsafe_code)]
 
+pub mod bpf;
 pub mod clone;
 pub mod mount;
 pub mod path;

@@ -1,0 +1,201 @@
+//! One cgroup directory: made, read and written below a directory fd.
+
+use std::fs;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::{Path, PathBuf};
+
+use nix::errno::Errno;
+use nix::fcntl::{OFlag, open, openat};
+use nix::sys::stat::Mode;
+
+use crate::plan::cgroup::Dir;
+use crate::{Error, Kind, Result};
+
+/// A cgroup directory.
+#[derive(Debug)]
+pub struct Directory {
+    path: PathBuf,
+    fd: Option<OwnedFd>,
+    /// Its controllers; `""` on v2.
+    pub controllers: Vec<String>,
+}
+
+const MAX_FILE: usize = 1 << 20;
+
+impl Directory {
+    /// Makes it with its parents; what it makes is added to `made`.
+    pub fn create(plan: &Dir, enable: bool, made: &mut Vec<PathBuf>) -> Result<Directory> {
+        let is_v2 = plan.controllers == [""];
+        let mut at = plan.mountpoint.clone();
+        let mut wanted = String::new();
+        if is_v2 && enable {
+            let controllers = fs::read_to_string(at.join("cgroup.controllers")).unwrap_or_default();
+            wanted = controllers.split_whitespace().map(|name| format!("+{name} ")).collect();
+        }
+        for part in plan.path.components() {
+            if !wanted.is_empty() {
+                enable_controllers(&at, wanted.trim_end());
+            }
+            let parent = at.clone();
+            at.push(part);
+            match fs::create_dir(&at) {
+                Ok(()) => {
+                    made.push(at.clone());
+                    if plan.controllers.iter().any(|controller| controller == "cpuset") {
+                        inherit_cpuset(&parent, &at);
+                    }
+                }
+                Err(err) if err.kind() == std::io::ErrorKind::AlreadyExists => {}
+                Err(err) => return Err(Error::io(format!("make cgroup {:?}", at.display().to_string()), &err)),
+            }
+        }
+        Ok(Directory::open(&at, plan.controllers.clone()))
+    }
+
+    /// An existing one; one that is gone has no files.
+    pub fn open(path: &Path, controllers: Vec<String>) -> Directory {
+        let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+        Directory { path: path.to_path_buf(), fd: open(path, flags, Mode::empty()).ok(), controllers }
+    }
+
+    /// Absolute path.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// True when it is of v2.
+    pub fn is_v2(&self) -> bool {
+        self.controllers == [""]
+    }
+
+    /// Its fd, if it is there.
+    pub fn fd(&self) -> Option<BorrowedFd<'_>> {
+        self.fd.as_ref().map(AsFd::as_fd)
+    }
+
+    /// A cgroup that is in use by others, or would stop its processes at once, is none for a new container.
+    pub fn check_unused(&self) -> Result<()> {
+        if self.path.parent().is_none_or(|parent| parent == Path::new("/")) {
+            return Ok(());
+        }
+        let count = self.read("cgroup.procs").map_or(0, |procs| procs.lines().count());
+        if count > 0 {
+            let text = format!("container's cgroup is not empty: {count} process(es) found in {:?}", self.path);
+            return Err(Error::new(Kind::FailedPrecondition, text));
+        }
+        let frozen = self.read("cgroup.freeze").is_some_and(|text| text.trim() == "1")
+            || self.read("freezer.state").is_some_and(|text| text.trim() != "THAWED");
+        if frozen {
+            let text = format!("container's cgroup unexpectedly frozen: {:?}", self.path);
+            return Err(Error::new(Kind::FailedPrecondition, text));
+        }
+        Ok(())
+    }
+
+    /// Writes to one of its files, in one write.
+    pub fn write(&self, file: &str, value: &str) -> nix::Result<()> {
+        let fd = self.file(file, OFlag::O_WRONLY)?;
+        loop {
+            match nix::unistd::write(&fd, value.as_bytes()) {
+                Err(Errno::EINTR) => {}
+                other => return other.map(drop),
+            }
+        }
+    }
+
+    /// Reads one of its files; None when it is not there.
+    pub fn read(&self, file: &str) -> Option<String> {
+        let fd = self.file(file, OFlag::O_RDONLY).ok()?;
+        let mut out = Vec::with_capacity(1024);
+        let mut chunk = [0u8; 4096];
+        while out.len() < MAX_FILE {
+            match nix::unistd::read(&fd, &mut chunk) {
+                Ok(0) => return String::from_utf8(out).ok(),
+                Ok(n) => out.extend_from_slice(&chunk[..n]),
+                Err(Errno::EINTR) => {}
+                Err(_) => return None,
+            }
+        }
+        None
+    }
+
+    /// Reads a file that holds one number; `max` is the largest one.
+    pub fn number(&self, file: &str) -> Option<u64> {
+        match self.read(file)?.trim() {
+            "max" => Some(u64::MAX),
+            text => text.parse().ok(),
+        }
+    }
+
+    fn file(&self, name: &str, flags: OFlag) -> nix::Result<OwnedFd> {
+        if name.contains('/') {
+            return Err(Errno::EINVAL);
+        }
+        let dir = self.fd.as_ref().ok_or(Errno::ENOENT)?;
+        openat(dir, name, flags | OFlag::O_CLOEXEC | OFlag::O_NOFOLLOW, Mode::empty())
+    }
+
+    /// Adds the pids here and below to `out`.
+    pub fn pids(&self, out: &mut Vec<i32>) {
+        if let Some(procs) = self.read("cgroup.procs") {
+            out.extend(procs.lines().filter_map(|line| line.parse::<i32>().ok()));
+        }
+        for child in self.children() {
+            child.pids(out);
+        }
+    }
+
+    fn children(&self) -> Vec<Directory> {
+        let Ok(entries) = fs::read_dir(&self.path) else { return Vec::new() };
+        entries
+            .flatten()
+            .filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()))
+            .map(|entry| Directory::open(&entry.path(), self.controllers.clone()))
+            .collect()
+    }
+
+    /// Removes it and everything below it.
+    pub fn remove(&self) -> nix::Result<()> {
+        match rmdir(&self.path) {
+            Err(Errno::EBUSY | Errno::ENOTEMPTY) => {}
+            other => return other,
+        }
+        for child in self.children() {
+            child.remove()?;
+        }
+        rmdir(&self.path)
+    }
+}
+
+fn rmdir(path: &Path) -> nix::Result<()> {
+    match fs::remove_dir(path).map_err(|e| Errno::from_raw(e.raw_os_error().unwrap_or(libc::EIO))) {
+        Err(Errno::ENOENT) => Ok(()),
+        // On a read-only mount the kernel says so before it looks whether there is anything.
+        Err(Errno::EROFS) if !path.exists() => Ok(()),
+        other => other,
+    }
+}
+
+/// Opens the directory behind a path fd for reading, as bpf(2) wants it.
+pub fn reopen(fd: BorrowedFd<'_>) -> nix::Result<OwnedFd> {
+    openat(fd, c".", OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty())
+}
+
+/// All at once, or what can be had one by one.
+fn enable_controllers(dir: &Path, wanted: &str) {
+    let file = dir.join("cgroup.subtree_control");
+    if fs::write(&file, wanted).is_err() {
+        for controller in wanted.split(' ') {
+            let _ = fs::write(&file, controller);
+        }
+    }
+}
+
+/// A new v1 cpuset has no processors and no memory, and takes no process before it has some.
+fn inherit_cpuset(parent: &Path, dir: &Path) {
+    for file in ["cpuset.cpus", "cpuset.mems"] {
+        if let Ok(value) = fs::read_to_string(parent.join(file)) {
+            let _ = fs::write(dir.join(file), value.trim());
+        }
+    }
+}
