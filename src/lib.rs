@@ -8,6 +8,7 @@ pub mod cgroup;
 mod child;
 pub mod container;
 pub mod error;
+pub mod features;
 pub mod hooks;
 pub mod host;
 pub mod launch;

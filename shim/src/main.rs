@@ -1,3 +1,55 @@
-//! `containerd-shim-skiff-v2`: a containerd shim v2 that is the runtime.
+//! `containerd-shim-skiff-v2`: a containerd shim v2 that is the runtime. Does not live here: making containers (the skiff library).
 
-fn main() {}
+mod args;
+mod bootstrap;
+mod container;
+mod delete;
+mod error;
+mod events;
+mod group;
+mod info;
+mod io;
+mod logging;
+mod metrics;
+mod options;
+mod process;
+mod rootfs;
+mod serve;
+mod start;
+mod task;
+
+use std::io::Write;
+use std::process::ExitCode;
+
+use args::{Action, Args};
+
+fn main() -> ExitCode {
+    let args = match Args::parse(std::env::args().skip(1)) {
+        Ok(args) => args,
+        Err(err) => return fail(&err),
+    };
+    let done = match args.action {
+        Action::Version => {
+            println!("containerd-shim-skiff-v2:\n  Version:  {}", env!("CARGO_PKG_VERSION"));
+            Ok(())
+        }
+        Action::Info => reply(info::reply),
+        Action::Start => start::run(&args),
+        Action::Delete => reply(|| delete::run(&args)),
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(err) => fail(&err.to_string()),
+    }
+}
+
+/// Writes what containerd reads back, and nothing else, to stdout.
+fn reply(make: impl FnOnce() -> skiff::Result<Vec<u8>>) -> skiff::Result<()> {
+    let bytes = make()?;
+    std::io::stdout().write_all(&bytes).map_err(|e| skiff::Error::io("write the reply", &e))
+}
+
+fn fail(text: &str) -> ExitCode {
+    eprintln!("containerd-shim-skiff-v2: {text}");
+    ExitCode::FAILURE
+}

@@ -82,6 +82,14 @@ pub fn set_thp_disable(on: bool) -> nix::Result<()> {
     prctl(libc::PR_SET_THP_DISABLE, [on.into(), 0, 0, 0]).map(drop)
 }
 
+/// PR_SCHED_CORE_CREATE for this process group: its members share cores with nobody else.
+pub fn core_scheduling() -> nix::Result<()> {
+    const PR_SCHED_CORE: libc::c_int = 62;
+    const CREATE: libc::c_ulong = 1;
+    const PROCESS_GROUP: libc::c_ulong = 2;
+    prctl(PR_SCHED_CORE, [CREATE, 0, PROCESS_GROUP, 0]).map(drop)
+}
+
 /// setgroups(2), of the calling thread alone as there is no other.
 pub fn setgroups(groups: &[u32]) -> nix::Result<()> {
     // SAFETY: pointer and length describe `groups`.

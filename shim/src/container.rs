@@ -1,0 +1,434 @@
+//! One container of this shim and what may happen to it when: the state table of the shim contract.
+
+use std::cell::{Cell, RefCell};
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::rc::Rc;
+use std::time::{Duration, SystemTime};
+
+use containerd_shim_protos::events::task::{
+    TaskDelete, TaskExecAdded, TaskExecStarted, TaskExit, TaskOOM, TaskPaused, TaskResumed, TaskStart,
+};
+use containerd_shim_protos::protobuf::MessageField;
+use oci_spec::runtime::Process as ProcessSpec;
+use skiff::cgroup::Stats;
+use skiff::container::{Container as Inner, Exec, Status, Stdio};
+use skiff::launch::Exit;
+use skiff::{Error, Kind, Result};
+use tokio::sync::watch;
+
+use crate::error::{no_exec, precondition};
+use crate::events::{Events, timestamp};
+use crate::io::{Io, Paths, Pipes};
+use crate::process::{Phase, Process, settle};
+use crate::rootfs;
+
+/// A container.
+pub struct Container {
+    /// Its id.
+    pub id: String,
+    /// Its bundle.
+    pub bundle: PathBuf,
+    /// The init.
+    pub init: Rc<Process>,
+    inner: RefCell<Option<Inner>>,
+    execs: RefCell<BTreeMap<String, Rc<Exec1>>>,
+    running_execs: watch::Sender<usize>,
+    /// Mounts of containerd's lie on the bundle's rootfs.
+    mounted: bool,
+    deleting: Cell<bool>,
+    oom_kills: Cell<u64>,
+    owner: (u32, u32),
+    events: Events,
+    last_stats: RefCell<Option<Stats>>,
+}
+
+/// An exec process and what it is to run.
+struct Exec1 {
+    process: Rc<Process>,
+    spec: ProcessSpec,
+}
+
+impl Container {
+    /// A container that has been created; its exit is watched from now on.
+    pub fn new(
+        inner: Inner,
+        bundle: PathBuf,
+        init: Rc<Process>,
+        mounted: bool,
+        owner: (u32, u32),
+        events: Events,
+    ) -> Rc<Container> {
+        let container = Rc::new(Container {
+            id: inner.id().to_string(),
+            bundle,
+            init,
+            inner: RefCell::new(Some(inner)),
+            execs: RefCell::default(),
+            running_execs: watch::Sender::new(0),
+            mounted,
+            deleting: Cell::new(false),
+            oom_kills: Cell::new(0),
+            owner,
+            events,
+            last_stats: RefCell::default(),
+        });
+        tokio::task::spawn_local(container.clone().watch_init());
+        container
+    }
+
+    fn with<T>(&self, f: impl FnOnce(&Inner) -> Result<T>) -> Result<T> {
+        match &*self.inner.borrow() {
+            Some(inner) => f(inner),
+            None => Err(Error::new(Kind::NotFound, format!("container {:?} is being deleted", self.id))),
+        }
+    }
+
+    /// The init, or the exec process `exec_id`.
+    pub fn process(&self, exec_id: &str) -> Result<Rc<Process>> {
+        if exec_id.is_empty() {
+            return Ok(self.init.clone());
+        }
+        let exec = self.execs.borrow().get(exec_id).map(|exec| exec.process.clone());
+        exec.ok_or_else(|| no_exec(&self.id, exec_id))
+    }
+
+    /// True while the container is frozen.
+    pub fn paused(&self) -> bool {
+        self.init.phase() == Phase::Running && self.with(|inner| inner.cgroup().frozen()).unwrap_or(false)
+    }
+
+    async fn watch_init(self: Rc<Self>) {
+        let exit = self.init.reap().await.unwrap_or_else(|err| {
+            log::error!("container {:?}: {err}", self.id);
+            Exit { status: 255, at: SystemTime::now() }
+        });
+        // The start event comes first, and the exits of execs before that of the init.
+        self.init.settled().await;
+        if !self.with(|inner| Ok(inner.has_own_pid_namespace())).unwrap_or(true)
+            && let Err(err) = self.with(|inner| inner.cgroup().kill(libc::SIGKILL))
+        {
+            log::warn!("container {:?}: kill what the init has left: {err}", self.id);
+        }
+        self.init.set_phase(Phase::Stopped);
+        let _ = self.running_execs.subscribe().wait_for(|n| *n == 0).await;
+        self.report_oom();
+        self.init.set_exit(exit);
+        self.exited(&self.init, exit);
+    }
+
+    async fn watch_exec(self: Rc<Self>, process: Rc<Process>) {
+        let exit = process.reap().await.unwrap_or_else(|err| {
+            log::error!("container {:?}, process {:?}: {err}", self.id, process.exec_id);
+            Exit { status: 255, at: SystemTime::now() }
+        });
+        self.report_oom();
+        process.set_exit(exit);
+        self.exited(&process, exit);
+        self.running_execs.send_modify(|n| *n -= 1);
+    }
+
+    fn exited(&self, process: &Process, exit: Exit) {
+        let id = if process.exec_id.is_empty() { &self.id } else { &process.exec_id };
+        self.events.send(
+            "/tasks/exit",
+            &TaskExit {
+                container_id: self.id.clone(),
+                id: id.clone(),
+                pid: process.pid(),
+                exit_status: exit.status,
+                exited_at: MessageField::some(timestamp(exit.at)),
+                ..TaskExit::default()
+            },
+        );
+    }
+
+    fn report_oom(&self) {
+        let kills = self.with(|inner| inner.cgroup().oom_kills()).unwrap_or(0);
+        if kills > self.oom_kills.replace(kills) {
+            self.events.send("/tasks/oom", &TaskOOM { container_id: self.id.clone(), ..TaskOOM::default() });
+        }
+    }
+
+    /// Starts the init or an exec process. Returns its pid.
+    pub async fn start(self: &Rc<Self>, exec_id: &str) -> Result<u32> {
+        if exec_id.is_empty() { self.start_init().await } else { self.start_exec(exec_id).await }
+    }
+
+    async fn start_init(&self) -> Result<u32> {
+        match self.init.phase() {
+            Phase::Created => {}
+            Phase::Starting => return Err(precondition("container is being started")),
+            Phase::Running => return Err(precondition("cannot start an already running container")),
+            Phase::Stopped => return Err(precondition("cannot start a container that has stopped")),
+        }
+        self.init.set_phase(Phase::Starting);
+        let starting = match &mut *self.inner.borrow_mut() {
+            Some(inner) => inner.start(),
+            None => Err(precondition("container is being deleted")),
+        };
+        let started = match starting {
+            Ok(starting) => settle(starting).await,
+            Err(err) => Err(err),
+        };
+        match started {
+            Ok(()) => {
+                let pid = self.init.pid();
+                let event = TaskStart { container_id: self.id.clone(), pid, ..TaskStart::default() };
+                self.events.send("/tasks/start", &event);
+                self.init.set_phase(Phase::Running);
+                Ok(pid)
+            }
+            Err(err) => {
+                self.init.set_phase(Phase::Stopped);
+                Err(err)
+            }
+        }
+    }
+
+    /// Adds an exec process; nothing of it is made before its start.
+    pub fn add_exec(&self, exec_id: &str, spec: ProcessSpec, paths: Paths) -> Result<()> {
+        match self.init.phase() {
+            Phase::Stopped => return Err(precondition("cannot exec in a stopped container")),
+            _ if self.paused() => return Err(precondition("cannot exec in a paused container")),
+            _ => {}
+        }
+        let mut execs = self.execs.borrow_mut();
+        if execs.contains_key(exec_id) {
+            return Err(Error::new(Kind::AlreadyExists, format!("id {exec_id}: exec process already exists")));
+        }
+        let exec = Exec1 { process: Process::new(exec_id, paths), spec };
+        execs.insert(exec_id.to_string(), Rc::new(exec));
+        let event =
+            TaskExecAdded { container_id: self.id.clone(), exec_id: exec_id.to_string(), ..TaskExecAdded::default() };
+        self.events.send("/tasks/exec-added", &event);
+        Ok(())
+    }
+
+    async fn start_exec(self: &Rc<Self>, exec_id: &str) -> Result<u32> {
+        let exec = self.execs.borrow().get(exec_id).cloned().ok_or_else(|| no_exec(&self.id, exec_id))?;
+        match exec.process.phase() {
+            Phase::Created => {}
+            Phase::Starting => return Err(precondition("process is being started")),
+            Phase::Running => return Err(precondition("cannot start an already running process")),
+            Phase::Stopped => return Err(precondition("cannot start a process that has stopped")),
+        }
+        if self.init.phase() == Phase::Stopped {
+            return Err(precondition(format!("container {} init process is not running", self.id)));
+        }
+        exec.process.set_phase(Phase::Starting);
+        // Counted from here on: the exit of the init is not reported before this one's.
+        self.running_execs.send_modify(|n| *n += 1);
+        match self.launch_exec(&exec).await {
+            Ok(()) => {
+                let pid = exec.process.pid();
+                self.events.send(
+                    "/tasks/exec-started",
+                    &TaskExecStarted {
+                        container_id: self.id.clone(),
+                        exec_id: exec_id.to_string(),
+                        pid,
+                        ..TaskExecStarted::default()
+                    },
+                );
+                exec.process.set_phase(Phase::Running);
+                tokio::task::spawn_local(self.clone().watch_exec(exec.process.clone()));
+                Ok(pid)
+            }
+            Err(err) => {
+                exec.process.set_exit(Exit { status: 255, at: SystemTime::now() });
+                self.running_execs.send_modify(|n| *n -= 1);
+                Err(err)
+            }
+        }
+    }
+
+    async fn launch_exec(&self, exec: &Exec1) -> Result<()> {
+        let process = &exec.process;
+        let streams = Streams::new(&process.paths, self.owner)?;
+        let (stdio, copies) = streams.split(&process.paths)?;
+        let request =
+            Exec { process: exec.spec.clone(), stdio, preserve_fds: 0, cgroups: Vec::new(), ignore_paused: false };
+        let execing = self.with(|inner| inner.exec(request))?;
+        let execed = settle(execing).await?;
+        connect(process, copies, execed.console)?;
+        process.set_child(execed.process)
+    }
+
+    /// Signals the init, an exec process, or everything in the container.
+    pub fn kill(&self, exec_id: &str, signal: u32, all: bool) -> Result<()> {
+        let signal = i32::try_from(signal).map_err(|_| Error::invalid("signal", signal))?;
+        let process = self.process(exec_id)?;
+        if process.phase() == Phase::Stopped && !(all && exec_id.is_empty()) {
+            return Err(Error::new(Kind::NotFound, skiff::error::PROCESS_ALREADY_FINISHED));
+        }
+        if !exec_id.is_empty() {
+            return process.kill(signal);
+        }
+        if process.phase() == Phase::Stopped && self.with(|inner| inner.pids())?.is_empty() {
+            return Err(Error::new(Kind::NotFound, skiff::error::PROCESS_ALREADY_FINISHED));
+        }
+        self.with(|inner| inner.kill(signal, all)).map_err(|err| match err.kind() {
+            Kind::NotFound => Error::new(Kind::NotFound, skiff::error::PROCESS_ALREADY_FINISHED),
+            _ => err,
+        })
+    }
+
+    /// Freezes the container.
+    pub fn pause(&self) -> Result<()> {
+        if self.init.phase() != Phase::Running || self.paused() {
+            return Err(precondition("cannot pause a container that is not running"));
+        }
+        self.with(Inner::pause)?;
+        self.events.send("/tasks/paused", &TaskPaused { container_id: self.id.clone(), ..TaskPaused::default() });
+        Ok(())
+    }
+
+    /// Thaws the container.
+    pub fn resume(&self) -> Result<()> {
+        if !self.paused() {
+            return Err(precondition("cannot resume a container that is not paused"));
+        }
+        self.with(Inner::resume)?;
+        self.events.send("/tasks/resumed", &TaskResumed { container_id: self.id.clone(), ..TaskResumed::default() });
+        Ok(())
+    }
+
+    /// Host pids with the exec ids that are known of them. A stopped init is among them until it is deleted: an empty
+    /// list would make a restarted containerd throw the container away.
+    pub fn pids(&self) -> Result<Vec<(u32, Option<String>)>> {
+        let mut pids: Vec<u32> = self.with(Inner::pids)?.into_iter().map(i32::unsigned_abs).collect();
+        if self.init.exit().is_some() || pids.is_empty() {
+            pids.push(self.init.pid());
+        }
+        let execs = self.execs.borrow();
+        let exec_of = |pid: u32| execs.values().find(|e| e.process.pid() == pid).map(|e| e.process.exec_id.clone());
+        Ok(pids.into_iter().map(|pid| (pid, exec_of(pid))).collect())
+    }
+
+    /// Resource usage, also after the exit.
+    pub fn stats(&self) -> Result<Stats> {
+        match self.with(Inner::stats) {
+            Ok(stats) => {
+                *self.last_stats.borrow_mut() = Some(stats.clone());
+                Ok(stats)
+            }
+            Err(err) => self.last_stats.borrow().clone().ok_or(err),
+        }
+    }
+
+    /// Deletes an exec process that does not run.
+    pub async fn delete_exec(&self, exec_id: &str) -> Result<(u32, Option<Exit>)> {
+        let process = self.process(exec_id)?;
+        match process.phase() {
+            Phase::Running | Phase::Starting => return Err(precondition("cannot delete a running process")),
+            Phase::Created | Phase::Stopped => {}
+        }
+        process.close_io().await;
+        self.execs.borrow_mut().remove(exec_id);
+        Ok((process.pid(), process.exit()))
+    }
+
+    /// Deletes a container that does not run: cgroup, state, rootfs mounts. One that was never started is killed.
+    pub async fn delete(&self) -> Result<(u32, Option<Exit>)> {
+        let never_started = self.init.phase() == Phase::Created;
+        match self.init.phase() {
+            Phase::Running | Phase::Starting => return Err(precondition("cannot delete a running process")),
+            Phase::Created => {
+                self.with(|inner| inner.kill(libc::SIGKILL, false))?;
+                self.init.wait().await;
+            }
+            // Stopped by a failed start, its exit may still be on its way.
+            Phase::Stopped => {
+                let _ = tokio::time::timeout(Duration::from_secs(5), self.init.wait()).await;
+            }
+        }
+        if self.deleting.replace(true) {
+            return Err(precondition("container is being deleted"));
+        }
+        let execs: Vec<_> = self.execs.borrow().values().cloned().collect();
+        self.init.close_io().await;
+        for exec in execs {
+            exec.process.close_io().await;
+        }
+        let deleted = self.remove();
+        if deleted.is_err() {
+            self.deleting.set(false);
+        }
+        deleted?;
+        let exit = self.init.exit().filter(|_| !never_started);
+        self.events.send(
+            "/tasks/delete",
+            &TaskDelete {
+                container_id: self.id.clone(),
+                pid: self.init.pid(),
+                exit_status: exit.map_or(0, |exit| exit.status),
+                exited_at: exit.map(|exit| timestamp(exit.at)).into(),
+                ..TaskDelete::default()
+            },
+        );
+        Ok((self.init.pid(), exit))
+    }
+
+    /// A repeated Delete finds what is left.
+    fn remove(&self) -> Result<()> {
+        if let Some(inner) = self.inner.borrow_mut().take() {
+            inner.delete(true)?;
+        }
+        if self.mounted { rootfs::unmount_all(&self.bundle) } else { Ok(()) }
+    }
+
+    /// A line for the log.
+    pub fn describe(&self) -> String {
+        let execs: Vec<String> =
+            self.execs.borrow().values().map(|e| format!("{} {:?}", e.process.exec_id, e.process.phase())).collect();
+        let status = self.with(Inner::status).unwrap_or(Status::Stopped);
+        format!("container {} pid {} {:?} {status} execs {execs:?}", self.id, self.init.pid(), self.init.phase())
+    }
+}
+
+/// The streams of a process to be: pipes, or the wish for a terminal.
+pub enum Streams {
+    /// Pipes to copy.
+    Pipes(Box<Pipes>),
+    /// A pty, made by the child.
+    Terminal,
+}
+
+impl Streams {
+    /// For these paths; pipes belong to `owner`.
+    pub fn new(paths: &Paths, owner: (u32, u32)) -> Result<Streams> {
+        if paths.terminal {
+            return Ok(Streams::Terminal);
+        }
+        Pipes::new(paths, owner).map(Box::new).map(Streams::Pipes)
+    }
+
+    /// What the process gets, and what is copied.
+    pub fn split(self, paths: &Paths) -> Result<(Stdio, Option<crate::io::Copies>)> {
+        match self {
+            Streams::Terminal => Ok((Stdio::Terminal, None)),
+            Streams::Pipes(pipes) => {
+                let (process, copies) = pipes.split(paths)?;
+                Ok((Stdio::Fds(process), Some(copies)))
+            }
+        }
+    }
+}
+
+/// Starts the copies of a process that has been made.
+pub fn connect(
+    process: &Process,
+    copies: Option<crate::io::Copies>,
+    console: Option<std::os::fd::OwnedFd>,
+) -> Result<()> {
+    if let Some(copies) = copies {
+        process.set_io(copies.start());
+    }
+    if let Some(master) = console {
+        let keep = master.try_clone().map_err(|e| Error::io("share the terminal", &e))?;
+        process.set_io(Io::console(master, &process.paths)?);
+        process.set_console(keep);
+    }
+    Ok(())
+}

@@ -1,0 +1,441 @@
+//! Standard streams between a process and the paths that containerd names. Does not live here: the process (process).
+//!
+//! The process gets pipes, never containerd's FIFOs themselves: a restart of containerd then neither breaks nor blocks it.
+
+use std::fs::{File, OpenOptions};
+use std::io::{Read, Write};
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
+use std::path::Path;
+use std::rc::Rc;
+use std::time::Duration;
+
+use nix::errno::Errno;
+use nix::fcntl::{FcntlArg, OFlag, SpliceFFlags, fcntl, splice};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::unistd::pipe2;
+use skiff::{Error, Kind, Result};
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+use tokio::sync::{Notify, watch};
+use tokio::task::JoinHandle;
+
+/// Most that one splice moves, bytes: a pipe's default size.
+const CHUNK: usize = 64 << 10;
+
+/// The paths of a process's streams as the request names them.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Paths {
+    /// Path of a FIFO, or empty.
+    pub stdin: String,
+    /// Path, `fifo://`, `file://` URI, or empty.
+    pub stdout: String,
+    /// Path or empty; ignored with a terminal and with `file://`.
+    pub stderr: String,
+    /// A pty instead of three streams.
+    pub terminal: bool,
+}
+
+/// The shim's side of a process's streams.
+pub struct Io {
+    copies: Vec<JoinHandle<()>>,
+    stdin: Option<JoinHandle<()>>,
+    close_stdin: Rc<Notify>,
+    open: watch::Receiver<usize>,
+}
+
+enum Output {
+    Null,
+    Fifo(String),
+    File(File),
+}
+
+/// Pipes whose one end the process gets, and the other ends for [`Pipes::copy`].
+pub struct Pipes {
+    process: [OwnedFd; 3],
+    stdin: Option<OwnedFd>,
+    stdout: Option<OwnedFd>,
+    stderr: Option<OwnedFd>,
+    outputs: [Output; 2],
+}
+
+fn null(write: bool) -> Result<OwnedFd> {
+    let file = OpenOptions::new().read(!write).write(write).open("/dev/null");
+    file.map(OwnedFd::from).map_err(|e| Error::io("open \"/dev/null\"", &e))
+}
+
+fn set_nonblocking(fd: &OwnedFd) -> nix::Result<()> {
+    let flags = OFlag::from_bits_retain(fcntl(fd, FcntlArg::F_GETFL)?);
+    fcntl(fd, FcntlArg::F_SETFL(flags | OFlag::O_NONBLOCK)).map(drop)
+}
+
+fn output(field: &str, uri: &str) -> Result<Output> {
+    if uri.is_empty() {
+        return Ok(Output::Null);
+    }
+    let (scheme, path) = match uri.split_once("://") {
+        Some((scheme, path)) => (scheme, path),
+        None => ("fifo", uri),
+    };
+    match scheme {
+        "fifo" => match std::fs::metadata(path) {
+            Ok(meta) if meta.file_type().is_fifo() => Ok(Output::Fifo(path.to_string())),
+            // Kept open for a plain file too: some clients name one.
+            Ok(_) => append(field, path).map(Output::File),
+            Err(err) => Err(Error::io(format!("{field}: open {path:?}"), &err)),
+        },
+        "file" => {
+            if let Some(parent) = Path::new(path).parent() {
+                let made = std::fs::create_dir_all(parent);
+                made.map_err(|e| Error::io(format!("{field}: make {:?}", parent.display().to_string()), &e))?;
+            }
+            append(field, path).map(Output::File)
+        }
+        "binary" | "binary-v2" => {
+            Err(Error::new(Kind::Unsupported, format!("{field}: {scheme}:// logging: not supported yet")))
+        }
+        other => Err(Error::invalid(field, format!("unknown STDIO scheme {other:?}"))),
+    }
+}
+
+fn append(field: &str, path: &str) -> Result<File> {
+    OpenOptions::new()
+        .append(true)
+        .create(true)
+        .mode(0o644)
+        .open(path)
+        .map_err(|e| Error::io(format!("{field}: open {path:?}"), &e))
+}
+
+impl Pipes {
+    /// Makes the pipes. `owner` is who the process's ends belong to.
+    pub fn new(paths: &Paths, owner: (u32, u32)) -> Result<Pipes> {
+        let pipe = || pipe2(OFlag::O_CLOEXEC).map_err(|errno| Error::sys("make a pipe", errno));
+        let own = |fd: &OwnedFd| {
+            if owner == (0, 0) {
+                return Ok(());
+            }
+            nix::unistd::fchown(fd, Some(owner.0.into()), Some(owner.1.into()))
+                .map_err(|errno| Error::sys(format!("give a pipe to {}:{}", owner.0, owner.1), errno))
+        };
+        let nonblocking = |fd: &OwnedFd| set_nonblocking(fd).map_err(|errno| Error::sys("set up a pipe", errno));
+        let (stdin, ours_in) = if paths.stdin.is_empty() {
+            (null(false)?, None)
+        } else {
+            let (read, write) = pipe()?;
+            own(&read)?;
+            nonblocking(&write)?;
+            (read, Some(write))
+        };
+        let stdout = output("stdout", &paths.stdout)?;
+        let stderr = match &stdout {
+            // With a file both streams go to it.
+            Output::File(file) if paths.stdout.contains("://") => {
+                Output::File(file.try_clone().map_err(|e| Error::io("stderr: share the log file", &e))?)
+            }
+            _ => output("stderr", &paths.stderr)?,
+        };
+        let end = |output: &Output| -> Result<(OwnedFd, Option<OwnedFd>)> {
+            if matches!(output, Output::Null) {
+                return Ok((null(true)?, None));
+            }
+            let (read, write) = pipe()?;
+            own(&write)?;
+            nonblocking(&read)?;
+            Ok((write, Some(read)))
+        };
+        let (process_out, ours_out) = end(&stdout)?;
+        let (process_err, ours_err) = end(&stderr)?;
+        Ok(Pipes {
+            process: [stdin, process_out, process_err],
+            stdin: ours_in,
+            stdout: ours_out,
+            stderr: ours_err,
+            outputs: [stdout, stderr],
+        })
+    }
+
+    /// The process's ends, and the rest.
+    pub fn split(self, paths: &Paths) -> Result<([OwnedFd; 3], Copies)> {
+        let stdin = match self.stdin {
+            Some(pipe) => Some((open_stdin(&paths.stdin)?, pipe)),
+            None => None,
+        };
+        let [out, err] = self.outputs;
+        let copies = Copies { stdin, outputs: vec![(self.stdout, out), (self.stderr, err)] };
+        Ok((self.process, copies))
+    }
+}
+
+/// Streams that are ready to be copied once the process runs.
+pub struct Copies {
+    stdin: Option<(Stdin, OwnedFd)>,
+    outputs: Vec<(Option<OwnedFd>, Output)>,
+}
+
+/// The client's stdin FIFO and a writer of our own: without it a client that goes away would end the stream.
+struct Stdin {
+    fifo: OwnedFd,
+    holder: OwnedFd,
+}
+
+fn open_stdin(path: &str) -> Result<Stdin> {
+    let open = |write: bool| {
+        let file = OpenOptions::new().read(!write).write(write).custom_flags(libc::O_NONBLOCK).open(path);
+        file.map(OwnedFd::from).map_err(|e| Error::io(format!("stdin: open {path:?}"), &e))
+    };
+    Ok(Stdin { fifo: open(false)?, holder: open(true)? })
+}
+
+impl Copies {
+    /// Starts the copies.
+    pub fn start(self) -> Io {
+        let (open_tx, open) = watch::channel(0usize);
+        let open_tx = Rc::new(open_tx);
+        let mut io = Io::new(open);
+        for (pipe, output) in self.outputs {
+            let Some(pipe) = pipe else { continue };
+            open_tx.send_modify(|n| *n += 1);
+            let open_tx = open_tx.clone();
+            io.copies.push(tokio::task::spawn_local(async move {
+                if let Err(errno) = copy_output(pipe, output).await {
+                    log::warn!("copy output: {}", skiff::error::errno_text(errno));
+                }
+                open_tx.send_modify(|n| *n -= 1);
+            }));
+        }
+        if let Some((stdin, pipe)) = self.stdin {
+            io.stdin = Some(tokio::task::spawn_local(copy_stdin(stdin, pipe, io.close_stdin.clone())));
+        }
+        io
+    }
+}
+
+impl Io {
+    fn new(open: watch::Receiver<usize>) -> Io {
+        Io { copies: Vec::new(), stdin: None, close_stdin: Rc::new(Notify::new()), open }
+    }
+
+    /// Copies between a pty master and the client's FIFOs.
+    pub fn console(master: OwnedFd, paths: &Paths) -> Result<Io> {
+        set_nonblocking(&master).map_err(|errno| Error::sys("set up the terminal", errno))?;
+        let (open_tx, open) = watch::channel(1usize);
+        let mut io = Io::new(open);
+        let again =
+            |what: &str| master.try_clone().map_err(|e| Error::io(format!("share the terminal for {what}"), &e));
+        if !paths.stdin.is_empty() {
+            let stdin = open_stdin(&paths.stdin)?;
+            io.stdin = Some(tokio::task::spawn_local(copy_stdin(stdin, again("stdin")?, io.close_stdin.clone())));
+        }
+        let output = output("stdout", &paths.stdout)?;
+        io.copies.push(tokio::task::spawn_local(async move {
+            if let Err(errno) = copy_console(master, output).await {
+                log::warn!("copy terminal: {}", skiff::error::errno_text(errno));
+            }
+            open_tx.send_modify(|n| *n -= 1);
+        }));
+        Ok(io)
+    }
+
+    /// Ends the stdin of the process when the client has written all that it will.
+    pub fn close_stdin(&self) {
+        self.close_stdin.notify_one();
+    }
+
+    /// The process has exited: nobody reads its stdin any more.
+    pub fn exited(&mut self) {
+        if let Some(stdin) = self.stdin.take() {
+            stdin.abort();
+        }
+    }
+
+    /// Waits until all output has been copied, or the time is over.
+    pub fn drained(&self, patience: Duration) -> impl Future<Output = ()> + use<> {
+        let mut open = self.open.clone();
+        async move {
+            let _ = tokio::time::timeout(patience, open.wait_for(|n| *n == 0)).await;
+        }
+    }
+}
+
+impl Drop for Io {
+    fn drop(&mut self) {
+        for copy in self.copies.iter().chain(&self.stdin) {
+            copy.abort();
+        }
+    }
+}
+
+/// Opens a FIFO for writing as soon as somebody reads it, and then a reader of our own: it keeps what is written when
+/// the other one goes away, and the process from being told.
+async fn open_output(path: &str) -> nix::Result<(OwnedFd, OwnedFd)> {
+    let mut pause = Duration::from_millis(1);
+    loop {
+        let opened = OpenOptions::new().write(true).custom_flags(libc::O_NONBLOCK).open(path);
+        match opened {
+            Ok(writer) => {
+                let reader = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(path);
+                let reader = reader.map_err(errno)?;
+                return Ok((writer.into(), reader.into()));
+            }
+            Err(err) if err.raw_os_error() == Some(libc::ENXIO) => {
+                tokio::time::sleep(pause).await;
+                pause = (pause * 2).min(Duration::from_millis(50));
+            }
+            Err(err) => return Err(errno(err)),
+        }
+    }
+}
+
+fn errno(err: std::io::Error) -> Errno {
+    Errno::from_raw(err.raw_os_error().unwrap_or(libc::EIO))
+}
+
+/// Watches a descriptor.
+#[allow(deprecated, reason = "sound for a type that owns one descriptor for its whole life; the other way is unsafe")]
+pub fn watch_fd(fd: OwnedFd, interest: Interest) -> nix::Result<AsyncFd<OwnedFd>> {
+    AsyncFd::with_interest(fd, interest).map_err(errno)
+}
+
+async fn copy_output(pipe: OwnedFd, output: Output) -> nix::Result<()> {
+    match output {
+        Output::Null => Ok(()),
+        Output::File(file) => copy_to_file(pipe, file).await,
+        Output::Fifo(path) => {
+            let (writer, _reader) = open_output(&path).await?;
+            move_pages(watch_fd(pipe, Interest::READABLE)?, watch_fd(writer, Interest::WRITABLE)?).await
+        }
+    }
+}
+
+/// splice(2) from pipe to pipe until the end of `from`.
+async fn move_pages(from: AsyncFd<OwnedFd>, to: AsyncFd<OwnedFd>) -> nix::Result<()> {
+    loop {
+        let mut readable = from.readable().await.map_err(errno)?;
+        let mut writable = to.writable().await.map_err(errno)?;
+        let flags = SpliceFFlags::SPLICE_F_NONBLOCK | SpliceFFlags::SPLICE_F_MOVE;
+        match splice(from.get_ref(), None, to.get_ref(), None, CHUNK, flags) {
+            Ok(0) => return Ok(()),
+            Ok(_) | Err(Errno::EINTR) => {}
+            Err(Errno::EAGAIN) => {
+                // splice does not tell which end it was.
+                if ready(from.get_ref(), PollFlags::POLLIN) {
+                    writable.clear_ready();
+                } else {
+                    readable.clear_ready();
+                }
+            }
+            Err(errno) => return Err(errno),
+        }
+    }
+}
+
+fn ready(fd: &OwnedFd, events: PollFlags) -> bool {
+    let mut fds = [PollFd::new(fd.as_fd(), events)];
+    poll(&mut fds, PollTimeout::ZERO).is_ok_and(|n| n > 0)
+}
+
+async fn copy_to_file(pipe: OwnedFd, mut file: File) -> nix::Result<()> {
+    let pipe = watch_fd(pipe, Interest::READABLE)?;
+    let mut buffer = vec![0u8; 16 << 10];
+    loop {
+        let mut guard = pipe.readable().await.map_err(errno)?;
+        match nix::unistd::read(pipe.get_ref(), &mut buffer) {
+            Ok(0) => return Ok(()),
+            Ok(n) => file.write_all(&buffer[..n]).map_err(errno)?,
+            Err(Errno::EAGAIN) => guard.clear_ready(),
+            Err(Errno::EINTR) => {}
+            Err(errno) => return Err(errno),
+        }
+    }
+}
+
+/// From the client's FIFO to the process, until the process closes it or the client ends it after CloseIO.
+async fn copy_stdin(stdin: Stdin, to: OwnedFd, close: Rc<Notify>) {
+    let Stdin { fifo, holder } = stdin;
+    let mut holder = Some(holder);
+    let copy = async move {
+        let from = watch_fd(fifo, Interest::READABLE)?;
+        let to = watch_fd(to, Interest::WRITABLE)?;
+        let mut buffer = vec![0u8; 4 << 10];
+        loop {
+            let mut guard = from.readable().await.map_err(errno)?;
+            let mut file = FdFile(from.get_ref());
+            match file.read(&mut buffer) {
+                Ok(0) => return Ok(()),
+                Ok(n) => write_all(&to, &buffer[..n]).await?,
+                Err(err) if err.kind() == std::io::ErrorKind::WouldBlock => guard.clear_ready(),
+                Err(err) if err.kind() == std::io::ErrorKind::Interrupted => {}
+                Err(err) => return Err(errno(err)),
+            }
+        }
+    };
+    tokio::pin!(copy);
+    loop {
+        tokio::select! {
+            result = &mut copy => {
+                let result: nix::Result<()> = result;
+                match result {
+                    Ok(()) | Err(Errno::EPIPE | Errno::EIO) => {}
+                    Err(errno) => log::warn!("copy stdin: {}", skiff::error::errno_text(errno)),
+                }
+                return;
+            }
+            () = close.notified() => drop(holder.take()),
+        }
+    }
+}
+
+struct FdFile<'a>(&'a OwnedFd);
+
+impl Read for FdFile<'_> {
+    fn read(&mut self, buf: &mut [u8]) -> std::io::Result<usize> {
+        Ok(nix::unistd::read(self.0, buf)?)
+    }
+}
+
+async fn write_all(to: &AsyncFd<OwnedFd>, mut bytes: &[u8]) -> nix::Result<()> {
+    while !bytes.is_empty() {
+        let mut guard = to.writable().await.map_err(errno)?;
+        match nix::unistd::write(to.get_ref(), bytes) {
+            Ok(n) => bytes = &bytes[n..],
+            Err(Errno::EAGAIN) => guard.clear_ready(),
+            Err(Errno::EINTR) => {}
+            Err(errno) => return Err(errno),
+        }
+    }
+    Ok(())
+}
+
+async fn copy_console(master: OwnedFd, output: Output) -> nix::Result<()> {
+    enum To {
+        Null,
+        File(File),
+        Fifo(AsyncFd<OwnedFd>, #[allow(dead_code, reason = "held open")] OwnedFd),
+    }
+    let mut to = match output {
+        Output::Null => To::Null,
+        Output::File(file) => To::File(file),
+        Output::Fifo(path) => {
+            let (writer, reader) = open_output(&path).await?;
+            To::Fifo(watch_fd(writer, Interest::WRITABLE)?, reader)
+        }
+    };
+    let master = watch_fd(master, Interest::READABLE)?;
+    let mut buffer = vec![0u8; 8 << 10];
+    loop {
+        let mut guard = master.readable().await.map_err(errno)?;
+        match nix::unistd::read(master.get_ref(), &mut buffer) {
+            // What a pty says when the last user of its slave is gone.
+            Ok(0) | Err(Errno::EIO) => return Ok(()),
+            Ok(n) => match &mut to {
+                To::Null => {}
+                To::File(file) => file.write_all(&buffer[..n]).map_err(errno)?,
+                To::Fifo(fifo, _) => write_all(fifo, &buffer[..n]).await?,
+            },
+            Err(Errno::EAGAIN) => guard.clear_ready(),
+            Err(Errno::EINTR) => {}
+            Err(errno) => return Err(errno),
+        }
+    }
+}

@@ -1,0 +1,200 @@
+//! One process of a container, init or exec: its streams, its state, its exit. Does not live here: how it is made (the library).
+
+use std::cell::{Cell, RefCell};
+use std::os::fd::{AsFd, OwnedFd};
+use std::rc::Rc;
+use std::time::Duration;
+
+use skiff::launch::{Exit, Pending, Process as Child};
+use skiff::{Error, Result};
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+use tokio::sync::watch;
+
+use crate::io::{Io, Paths, watch_fd};
+
+/// How long Delete waits for the last output, as the Go shim does.
+const DRAIN: Duration = Duration::from_secs(10);
+
+/// Where a process is in its life (shim contract: created, running, stopped; deleted ones are dropped).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Phase {
+    /// Made, not started.
+    Created,
+    /// Being started.
+    Starting,
+    /// Runs.
+    Running,
+    /// Has exited, or could not be started.
+    Stopped,
+}
+
+/// A process.
+pub struct Process {
+    /// Exec id; empty for the init.
+    pub exec_id: String,
+    /// Its streams as the request named them.
+    pub paths: Paths,
+    phase: watch::Sender<Phase>,
+    exit: watch::Sender<Option<Exit>>,
+    pid: Cell<i32>,
+    child: RefCell<Option<Rc<Watched>>>,
+    io: RefCell<Option<Io>>,
+    console: RefCell<Option<OwnedFd>>,
+    close_stdin: Cell<bool>,
+}
+
+struct Watched {
+    child: Child,
+    /// A duplicate of the child's pidfd, in the event loop.
+    exited: AsyncFd<OwnedFd>,
+}
+
+impl Process {
+    /// One that has not been made yet.
+    pub fn new(exec_id: &str, paths: Paths) -> Rc<Process> {
+        Rc::new(Process {
+            exec_id: exec_id.to_string(),
+            paths,
+            phase: watch::Sender::new(Phase::Created),
+            exit: watch::Sender::new(None),
+            pid: Cell::new(0),
+            child: RefCell::default(),
+            io: RefCell::default(),
+            console: RefCell::default(),
+            close_stdin: Cell::new(false),
+        })
+    }
+
+    /// Takes over the child.
+    pub fn set_child(&self, child: Child) -> Result<()> {
+        self.pid.set(child.pid);
+        let pidfd = child.pidfd.try_clone().map_err(|e| Error::io("watch the process", &e))?;
+        let exited = watch_fd(pidfd, Interest::READABLE).map_err(|errno| Error::sys("watch the process", errno))?;
+        *self.child.borrow_mut() = Some(Rc::new(Watched { child, exited }));
+        Ok(())
+    }
+
+    /// Takes over the streams.
+    pub fn set_io(&self, io: Io) {
+        if self.close_stdin.get() {
+            io.close_stdin();
+        }
+        *self.io.borrow_mut() = Some(io);
+    }
+
+    /// Keeps the pty master for resizing.
+    pub fn set_console(&self, console: OwnedFd) {
+        *self.console.borrow_mut() = Some(console);
+    }
+
+    /// Host pid; 0 before it is made.
+    pub fn pid(&self) -> u32 {
+        self.pid.get().unsigned_abs()
+    }
+
+    /// Where it is.
+    pub fn phase(&self) -> Phase {
+        *self.phase.borrow()
+    }
+
+    /// Moves on.
+    pub fn set_phase(&self, phase: Phase) {
+        self.phase.send_replace(phase);
+    }
+
+    /// How it ended, if it has.
+    pub fn exit(&self) -> Option<Exit> {
+        *self.exit.borrow()
+    }
+
+    /// Records the exit: from now on Wait answers.
+    pub fn set_exit(&self, exit: Exit) {
+        if let Some(io) = self.io.borrow_mut().as_mut() {
+            io.exited();
+        }
+        self.set_phase(Phase::Stopped);
+        self.exit.send_replace(Some(exit));
+    }
+
+    /// Waits for the recorded exit.
+    pub fn wait(&self) -> impl Future<Output = Option<Exit>> + use<> {
+        let mut exit = self.exit.subscribe();
+        async move { exit.wait_for(Option::is_some).await.ok().and_then(|exit| *exit) }
+    }
+
+    /// Waits until nobody is starting it.
+    pub async fn settled(&self) {
+        let _ = self.phase.subscribe().wait_for(|phase| *phase != Phase::Starting).await;
+    }
+
+    /// Waits until the kernel reports the exit, and reaps it.
+    pub async fn reap(&self) -> Result<Exit> {
+        let child = self.child.borrow().clone();
+        let child = child.ok_or_else(|| Error::new(skiff::Kind::System, "no process to wait for"))?;
+        loop {
+            let mut guard = child.exited.readable().await.map_err(|e| Error::io("wait for the process", &e))?;
+            match child.child.try_wait()? {
+                Some(exit) => return Ok(exit),
+                None => guard.clear_ready(),
+            }
+        }
+    }
+
+    /// Signals this one process.
+    pub fn kill(&self, signal: i32) -> Result<()> {
+        match &*self.child.borrow() {
+            Some(child) => child.child.kill(signal),
+            None => Err(crate::error::precondition("process has not been started")),
+        }
+    }
+
+    /// Ends its stdin; remembered when it comes before the start.
+    pub fn close_stdin(&self) {
+        self.close_stdin.set(true);
+        if let Some(io) = &*self.io.borrow() {
+            io.close_stdin();
+        }
+    }
+
+    /// Changes the size of its terminal; nothing when it has none.
+    pub fn resize(&self, width: u32, height: u32) -> Result<()> {
+        let cut = |n: u32| u16::try_from(n).unwrap_or(u16::MAX);
+        let size = skiff::sys::tty::Size { width: cut(width), height: cut(height) };
+        match &*self.console.borrow() {
+            Some(console) => {
+                skiff::sys::tty::resize(console.as_fd(), size).map_err(|errno| Error::sys("resize the terminal", errno))
+            }
+            None => Ok(()),
+        }
+    }
+
+    /// Waits for the last output and closes the streams.
+    pub async fn close_io(&self) {
+        let drained = self.io.borrow().as_ref().map(|io| io.drained(DRAIN));
+        if let Some(drained) = drained {
+            drained.await;
+        }
+        *self.io.borrow_mut() = None;
+        *self.console.borrow_mut() = None;
+    }
+}
+
+/// Drives a birth to its end without blocking anybody else.
+pub async fn settle<P: Pending>(mut pending: P) -> Result<P::Output> {
+    loop {
+        if let Some(output) = pending.advance()? {
+            return Ok(output);
+        }
+        // A duplicate: epoll forgets a descriptor when it is taken out, not when `pending` closes its own.
+        let fd = pending.fd().try_clone_to_owned().map_err(|e| Error::io("watch a birth", &e))?;
+        let fd = watch_fd(fd, Interest::READABLE).map_err(|errno| Error::sys("watch a birth", errno))?;
+        let readable = async { fd.readable().await.map(drop) };
+        match pending.deadline() {
+            Some(at) => {
+                let _ = tokio::time::timeout_at(at.into(), readable).await;
+            }
+            None => readable.await.map_err(|e| Error::io("watch a birth", &e))?,
+        }
+    }
+}

@@ -1,0 +1,222 @@
+//! Root file systems that containerd describes as mounts: mounted on the bundle's `rootfs`, and unmounted again.
+
+use std::os::fd::AsFd;
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
+
+use containerd_shim_protos::types::mount::Mount;
+use nix::errno::Errno;
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
+use skiff::{Error, Kind, Result};
+
+/// What one of containerd's mounts asks for.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Flags {
+    flags: MsFlagsBits,
+    propagation: Vec<u64>,
+    data: Vec<String>,
+}
+
+type MsFlagsBits = u64;
+
+/// Option words of containerd's mount package (core/mount/mount_linux.go).
+fn parse(options: &[String]) -> Result<Flags> {
+    let mut out = Flags::default();
+    for option in options {
+        let (set, clear) = match option.as_str() {
+            "ro" => (libc::MS_RDONLY, 0),
+            "rw" => (0, libc::MS_RDONLY),
+            "nosuid" => (libc::MS_NOSUID, 0),
+            "suid" => (0, libc::MS_NOSUID),
+            "nodev" => (libc::MS_NODEV, 0),
+            "dev" => (0, libc::MS_NODEV),
+            "noexec" => (libc::MS_NOEXEC, 0),
+            "exec" => (0, libc::MS_NOEXEC),
+            "sync" => (libc::MS_SYNCHRONOUS, 0),
+            "async" => (0, libc::MS_SYNCHRONOUS),
+            "dirsync" => (libc::MS_DIRSYNC, 0),
+            "remount" => (libc::MS_REMOUNT, 0),
+            "mand" => (libc::MS_MANDLOCK, 0),
+            "nomand" => (0, libc::MS_MANDLOCK),
+            "atime" => (0, libc::MS_NOATIME),
+            "noatime" => (libc::MS_NOATIME, 0),
+            "diratime" => (0, libc::MS_NODIRATIME),
+            "nodiratime" => (libc::MS_NODIRATIME, 0),
+            "relatime" => (libc::MS_RELATIME, 0),
+            "norelatime" => (0, libc::MS_RELATIME),
+            "strictatime" => (libc::MS_STRICTATIME, 0),
+            "nostrictatime" => (0, libc::MS_STRICTATIME),
+            "bind" => (libc::MS_BIND, 0),
+            "rbind" => (libc::MS_BIND | libc::MS_REC, 0),
+            "defaults" => (0, 0),
+            "loop" => return Err(Error::new(Kind::Unsupported, "rootfs: mount option \"loop\": not supported yet")),
+            word => {
+                if word.starts_with("uidmap=") || word.starts_with("gidmap=") {
+                    return Err(Error::new(
+                        Kind::Unsupported,
+                        format!("rootfs: mount option {word:?}: not supported yet"),
+                    ));
+                }
+                match skiff::plan::mount_options::propagation(word) {
+                    Some((flag, recursive)) => out.propagation.push(flag | if recursive { libc::MS_REC } else { 0 }),
+                    None => out.data.push(word.to_string()),
+                }
+                (0, 0)
+            }
+        };
+        out.flags = out.flags & !clear | set;
+    }
+    Ok(out)
+}
+
+/// Mounts in order on `bundle/rootfs`. After an error nothing stays mounted.
+pub fn mount_all(bundle: &Path, mounts: &[Mount]) -> Result<()> {
+    let rootfs = bundle.join("rootfs");
+    match std::fs::DirBuilder::new().mode(0o711).create(&rootfs) {
+        Err(err) if err.kind() != std::io::ErrorKind::AlreadyExists => {
+            return Err(Error::io(format!("make {:?}", rootfs.display().to_string()), &err));
+        }
+        _ => {}
+    }
+    for (at, one) in mounts.iter().enumerate() {
+        if let Err(err) = mount_one(&rootfs, one) {
+            if let Err(undo) = unmount_all(bundle) {
+                log::warn!("undo rootfs mounts: {undo}");
+            }
+            return Err(err.context(format!("rootfs[{at}]")));
+        }
+    }
+    Ok(())
+}
+
+fn mount_one(rootfs: &Path, one: &Mount) -> Result<()> {
+    let target = if one.target.is_empty() { rootfs.to_path_buf() } else { inside(rootfs, &one.target)? };
+    let parsed = parse(&one.options)?;
+    let what = format!("mount {} {:?} at {:?}", one.type_, one.source, target.display().to_string());
+    let flags = MsFlags::from_bits_retain(parsed.flags);
+    let data = parsed.data.join(",");
+    let none: Option<&str> = None;
+    let fail = |errno| Error::sys(&what, errno);
+    let is_bind = flags.contains(MsFlags::MS_BIND);
+    if one.type_ == "overlay" && data.len() >= page_size() {
+        overlay(&target, &parsed, flags).map_err(fail)?;
+    } else {
+        let first = if is_bind { flags & (MsFlags::MS_BIND | MsFlags::MS_REC) } else { flags };
+        let data = if is_bind || data.is_empty() { none } else { Some(data.as_str()) };
+        mount(Some(one.source.as_str()), &target, Some(one.type_.as_str()), first, data).map_err(fail)?;
+        // The first call of a bind ignores every flag but these.
+        if is_bind && flags != first {
+            mount(none, &target, none, flags | MsFlags::MS_BIND | MsFlags::MS_REMOUNT, none).map_err(fail)?;
+        }
+    }
+    for propagation in parsed.propagation {
+        mount(none, &target, none, MsFlags::from_bits_retain(propagation), none).map_err(fail)?;
+    }
+    Ok(())
+}
+
+fn page_size() -> usize {
+    4096
+}
+
+/// mount(2) takes a page of options; fsconfig(2) takes layers one by one.
+fn overlay(target: &Path, parsed: &Flags, flags: MsFlags) -> nix::Result<()> {
+    use skiff::sys::mount::{FsContext, attach, attr, cstring};
+    let context = FsContext::open(c"overlay")?;
+    for option in &parsed.data {
+        let (key, value) = option.split_once('=').map_or((option.as_str(), None), |(k, v)| (k, Some(v)));
+        match (key, value) {
+            ("lowerdir", Some(layers)) => {
+                for layer in layers.split(':') {
+                    context.set(c"lowerdir+", Some(&cstring(layer)?))?;
+                }
+            }
+            (key, Some(value)) => context.set(&cstring(key)?, Some(&cstring(value)?))?,
+            (key, None) => context.set(&cstring(key)?, None)?,
+        }
+    }
+    let mut attrs = 0;
+    for (flag, bit) in [
+        (MsFlags::MS_RDONLY, attr::RDONLY),
+        (MsFlags::MS_NOSUID, attr::NOSUID),
+        (MsFlags::MS_NODEV, attr::NODEV),
+        (MsFlags::MS_NOEXEC, attr::NOEXEC),
+        (MsFlags::MS_NOATIME, attr::NOATIME),
+    ] {
+        if flags.contains(flag) {
+            attrs |= bit;
+        }
+    }
+    let fd = context.mount(attrs).map_err(|(errno, _)| errno)?;
+    let onto = nix::fcntl::open(
+        target,
+        nix::fcntl::OFlag::O_PATH | nix::fcntl::OFlag::O_CLOEXEC,
+        nix::sys::stat::Mode::empty(),
+    )?;
+    attach(fd.as_fd(), onto.as_fd())
+}
+
+/// A mount's target below the rootfs, which may have symlinks of an image in it by now.
+fn inside(rootfs: &Path, target: &str) -> Result<PathBuf> {
+    use nix::fcntl::OFlag;
+    let what = || format!("rootfs: open target {target:?}");
+    let dir = |path: &Path| {
+        nix::fcntl::open(path, OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, nix::sys::stat::Mode::empty())
+    };
+    let root = dir(rootfs).map_err(|errno| Error::sys(what(), errno))?;
+    let relative = std::ffi::CString::new(target.trim_start_matches('/'))
+        .map_err(|_| Error::invalid("rootfs.target", "contains a NUL byte"))?;
+    let fd = skiff::sys::path::open_in_root(root.as_fd(), &relative, OFlag::O_PATH)
+        .map_err(|errno| Error::sys(what(), errno))?;
+    let link = format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&fd));
+    std::fs::read_link(&link).map_err(|e| Error::io(what(), &e))
+}
+
+/// Unmounts everything from `bundle/rootfs`. Detached, so that it does not wait for users of the mount.
+pub fn unmount_all(bundle: &Path) -> Result<()> {
+    let rootfs = bundle.join("rootfs");
+    for _ in 0..64 {
+        match umount2(&rootfs, MntFlags::MNT_DETACH | MntFlags::UMOUNT_NOFOLLOW) {
+            Ok(()) => {}
+            // Not a mount point, or not there.
+            Err(Errno::EINVAL | Errno::ENOENT) => return Ok(()),
+            Err(errno) => return Err(Error::sys(format!("unmount {:?}", rootfs.display().to_string()), errno)),
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parsed(options: &[&str]) -> Result<Flags> {
+        parse(&options.iter().map(ToString::to_string).collect::<Vec<_>>())
+    }
+
+    #[test]
+    fn words_become_flags_propagation_and_data() {
+        let got = parsed(&["rbind", "ro", "rslave", "lowerdir=/a:/b", "nosuid", "suid"]).unwrap();
+        assert_eq!(got.flags, libc::MS_BIND | libc::MS_REC | libc::MS_RDONLY);
+        assert_eq!(got.propagation, [libc::MS_SLAVE | libc::MS_REC]);
+        assert_eq!(got.data, ["lowerdir=/a:/b"]);
+    }
+
+    #[test]
+    fn what_is_not_supported_is_said() {
+        for option in ["loop", "uidmap=0:1:1", "gidmap=0:1:1"] {
+            assert_eq!(parsed(&[option]).unwrap_err().kind(), Kind::Unsupported, "{option}");
+        }
+    }
+
+    #[test]
+    fn a_failed_mount_leaves_nothing() {
+        let bundle = tempfile::tempdir().unwrap();
+        let tmpfs = Mount { type_: "tmpfs".into(), source: "tmpfs".into(), ..Mount::default() };
+        let broken = Mount { type_: "tmpfs".into(), options: vec!["nope=1".into()], ..tmpfs.clone() };
+        let err = mount_all(bundle.path(), &[tmpfs, broken]).unwrap_err().to_string();
+        assert!(err.starts_with("rootfs[1]: mount tmpfs"), "{err}");
+        let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
+        assert!(!mounts.contains(bundle.path().to_str().unwrap()));
+    }
+}

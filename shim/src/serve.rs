@@ -1,0 +1,147 @@
+//! The daemon: one thread, one event loop, the Task service in both versions on one socket.
+
+use std::collections::HashMap;
+use std::os::unix::net::UnixListener as StdListener;
+use std::path::Path;
+use std::pin::Pin;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use containerd_shim_protos::shim_async::create_task;
+use containerd_shim_protos::ttrpc::asynchronous::Server;
+use containerd_shim_protos::ttrpc::asynchronous::transport::Listener;
+use futures_core::Stream;
+use skiff::{Error, Kind, Result};
+use tokio::net::{UnixListener, UnixStream};
+use tokio::signal::unix::{SignalKind, signal};
+
+use crate::args::Args;
+use crate::events::Events;
+use crate::logging;
+use crate::task::{self, Service, Shim};
+
+const V2: &str = "containerd.task.v2.Task";
+const V3: &str = "containerd.task.v3.Task";
+/// How long events may still go out at the end.
+const FLUSH: Duration = Duration::from_secs(5);
+
+/// Serves until Shutdown or a signal.
+pub fn run(args: &Args, bundle: &Path, listener: StdListener, socket: &Path, events: Option<String>) -> Result<()> {
+    logging::open(bundle, args.debug);
+    let fail = |what: &'static str| move |errno| Error::sys(what, errno);
+    skiff::sys::process::set_dumpable(false).map_err(fail("make the shim undumpable"))?;
+    skiff::sys::process::set_child_subreaper(true).map_err(fail("become a subreaper"))?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(|e| Error::io("make the event loop", &e))?;
+    let local = tokio::task::LocalSet::new();
+    let served = local.block_on(&runtime, serve(args, listener, events));
+    let _ = std::fs::remove_file(socket);
+    if let Err(err) = &served {
+        log::error!("{err}");
+    }
+    served
+}
+
+async fn serve(args: &Args, listener: StdListener, address: Option<String>) -> Result<()> {
+    let events = Events::new(&args.namespace, address);
+    let shim = Shim::new(&args.namespace, events.clone());
+    let (service, jobs) = Service::new();
+    tokio::task::spawn_local(task::run(shim.clone(), jobs));
+    tokio::task::spawn_local(reap_orphans());
+    let io = |e| Error::io("listen", &e);
+    listener.set_nonblocking(true).map_err(io)?;
+    let accept = Accept(UnixListener::from_std(listener).map_err(io)?);
+    let mut server = Server::new().add_listener(Listener::new(accept)).register_service(services(service)?);
+    server.start().await.map_err(|e| Error::new(Kind::System, format!("serve: {e}")))?;
+    until_told(&shim).await?;
+    let _ = tokio::time::timeout(FLUSH, events.flushed()).await;
+    Ok(())
+}
+
+/// The service under both of its names: the messages are the same.
+fn services(service: Service) -> Result<HashMap<String, containerd_shim_protos::ttrpc::asynchronous::Service>> {
+    let mut out = HashMap::new();
+    let service: Arc<Service> = Arc::new(service);
+    for name in [V2, V3] {
+        let mut made = create_task(service.clone());
+        let one = made.remove(V3).ok_or_else(|| Error::new(Kind::System, format!("no service {V3}")))?;
+        out.insert(name.to_string(), one);
+    }
+    Ok(out)
+}
+
+/// Accepted connections of our own user; others are closed at once.
+struct Accept(UnixListener);
+
+impl Stream for Accept {
+    type Item = std::io::Result<UnixStream>;
+
+    fn poll_next(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        loop {
+            return match self.0.poll_accept(context) {
+                Poll::Pending => Poll::Pending,
+                Poll::Ready(Ok((stream, _))) => {
+                    let peer = stream.peer_cred();
+                    if !peer.is_ok_and(|peer| peer.uid() == nix::unistd::geteuid().as_raw()) {
+                        log::warn!("a connection of another user is refused");
+                        continue;
+                    }
+                    Poll::Ready(Some(Ok(stream)))
+                }
+                // The listener outlives a shortage of descriptors.
+                Poll::Ready(Err(err)) => {
+                    log::warn!("accept: {err}");
+                    continue;
+                }
+            };
+        }
+    }
+}
+
+async fn until_told(shim: &Rc<Shim>) -> Result<()> {
+    let on = |kind| signal(kind).map_err(|e| Error::io("watch a signal", &e));
+    let mut terminate = on(SignalKind::terminate())?;
+    let mut interrupt = on(SignalKind::interrupt())?;
+    let mut dump = on(SignalKind::user_defined1())?;
+    loop {
+        tokio::select! {
+            () = shim.exit.notified() => return Ok(()),
+            _ = terminate.recv() => return Ok(()),
+            _ = interrupt.recv() => return Ok(()),
+            _ = dump.recv() => {
+                for line in shim.describe() {
+                    log::info!("{line}");
+                }
+            }
+        }
+    }
+}
+
+/// Reaps what was reparented to this subreaper. Children that somebody waits for go within moments of their exit; what
+/// is still a zombie after two looks is nobody's.
+async fn reap_orphans() {
+    let Ok(mut child) = signal(SignalKind::child()) else { return };
+    loop {
+        child.recv().await;
+        let before = zombies();
+        if before.is_empty() {
+            continue;
+        }
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        for pid in zombies().into_iter().filter(|pid| before.contains(pid)) {
+            use nix::sys::wait::{Id, WaitPidFlag, waitid};
+            let _ = waitid(Id::Pid(nix::unistd::Pid::from_raw(pid)), WaitPidFlag::WEXITED | WaitPidFlag::WNOHANG);
+        }
+    }
+}
+
+fn zombies() -> Vec<i32> {
+    let pid = std::process::id();
+    let children = std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap_or_default();
+    let pids = children.split_whitespace().filter_map(|pid| pid.parse::<i32>().ok());
+    pids.filter(|pid| skiff::state::proc_stat(*pid).is_some_and(|stat| stat.dead)).collect()
+}

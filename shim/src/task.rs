@@ -1,0 +1,414 @@
+//! The Task service, v2 and v3: decodes requests, asks the one task that owns everything, encodes answers.
+//!
+//! ttrpc drops the future of a handler when its client goes away. What changes state therefore runs in a local task
+//! of its own, and the handler only waits for its answer.
+
+use std::cell::RefCell;
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::pin::Pin;
+use std::rc::Rc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use containerd_shim_protos::api;
+use containerd_shim_protos::api::{
+    CloseIORequest, ConnectRequest, ConnectResponse, CreateTaskRequest, CreateTaskResponse, DeleteRequest,
+    DeleteResponse, Empty, ExecProcessRequest, KillRequest, PauseRequest, PidsRequest, PidsResponse, ProcessInfo,
+    ResizePtyRequest, ResumeRequest, ShutdownRequest, StartRequest, StartResponse, StateRequest, StateResponse,
+    StatsRequest, StatsResponse, Status, UpdateTaskRequest, WaitRequest, WaitResponse,
+};
+use containerd_shim_protos::events::task::{TaskCreate, TaskIO};
+use containerd_shim_protos::protobuf::{Message, MessageField};
+use containerd_shim_protos::shim_async::Task;
+use containerd_shim_protos::ttrpc::Result as TtrpcResult;
+use containerd_shim_protos::ttrpc::asynchronous::TtrpcContext;
+use containerd_shim_protos::{protobuf, ttrpc};
+use skiff::container::{Create, Gate};
+use skiff::{Error, Kind, Result};
+use tokio::sync::{Notify, mpsc, oneshot};
+
+use crate::container::{Container, Streams, connect};
+use crate::error::{no_container, status, unimplemented};
+use crate::events::{Events, timestamp};
+use crate::io::Paths;
+use crate::process::{Phase, Process, settle};
+use crate::{metrics, options, rootfs};
+
+/// Base of the state directories, as the Go shim has it: other programs look there.
+pub const DEFAULT_ROOT: &str = "/run/containerd/runc";
+
+/// Everything that this shim holds.
+pub struct Shim {
+    /// containerd's namespace.
+    pub namespace: String,
+    /// Where events go.
+    pub events: Events,
+    /// Notified when the shim is to end.
+    pub exit: Notify,
+    containers: RefCell<BTreeMap<String, Rc<Container>>>,
+    creating: RefCell<std::collections::BTreeSet<String>>,
+    shutdown_refused: std::cell::Cell<bool>,
+}
+
+/// Work for the task that owns the shim.
+pub type Job = Box<dyn FnOnce(Rc<Shim>) -> Pin<Box<dyn Future<Output = ()>>> + Send>;
+
+/// The service as ttrpc sees it: a way to the owner.
+#[derive(Clone)]
+pub struct Service {
+    jobs: mpsc::UnboundedSender<Job>,
+}
+
+impl Service {
+    /// The service, and the jobs that it makes.
+    pub fn new() -> (Service, mpsc::UnboundedReceiver<Job>) {
+        let (jobs, receiver) = mpsc::unbounded_channel();
+        (Service { jobs }, receiver)
+    }
+
+    async fn ask<T, F, A>(&self, ask: A) -> TtrpcResult<T>
+    where
+        T: Send + 'static,
+        F: Future<Output = Result<T>> + 'static,
+        A: FnOnce(Rc<Shim>) -> F + Send + 'static,
+    {
+        let (answer, answered) = oneshot::channel();
+        let job: Job = Box::new(move |shim| {
+            Box::pin(async move {
+                let _ = answer.send(ask(shim).await);
+            })
+        });
+        let gone = || ttrpc::Error::Others("shim is ending".to_string());
+        self.jobs.send(job).map_err(|_| gone())?;
+        answered.await.map_err(|_| gone())?.map_err(|err| status(&err))
+    }
+}
+
+/// Runs each job in a local task of its own.
+pub async fn run(shim: Rc<Shim>, mut jobs: mpsc::UnboundedReceiver<Job>) {
+    while let Some(job) = jobs.recv().await {
+        tokio::task::spawn_local(job(shim.clone()));
+    }
+}
+
+impl Shim {
+    /// An empty one.
+    pub fn new(namespace: &str, events: Events) -> Rc<Shim> {
+        Rc::new(Shim {
+            namespace: namespace.to_string(),
+            events,
+            exit: Notify::new(),
+            containers: RefCell::default(),
+            creating: RefCell::default(),
+            shutdown_refused: std::cell::Cell::new(false),
+        })
+    }
+
+    fn container(&self, id: &str) -> Result<Rc<Container>> {
+        self.containers.borrow().get(id).cloned().ok_or_else(|| no_container(id))
+    }
+
+    /// Lines for the log.
+    pub fn describe(&self) -> Vec<String> {
+        self.containers.borrow().values().map(|container| container.describe()).collect()
+    }
+
+    fn is_empty(&self) -> bool {
+        self.containers.borrow().is_empty() && self.creating.borrow().is_empty()
+    }
+
+    async fn create(&self, request: CreateTaskRequest) -> Result<u32> {
+        skiff::state::check_id(&request.id)?;
+        if self.containers.borrow().contains_key(&request.id) || !self.creating.borrow_mut().insert(request.id.clone())
+        {
+            return Err(Error::new(Kind::AlreadyExists, skiff::error::CONTAINER_ID_EXISTS));
+        }
+        let created = self.create_reserved(&request).await;
+        self.creating.borrow_mut().remove(&request.id);
+        created
+    }
+
+    async fn create_reserved(&self, request: &CreateTaskRequest) -> Result<u32> {
+        if !request.checkpoint.is_empty() {
+            return Err(Error::new(Kind::Unsupported, "restore from a checkpoint: not supported yet"));
+        }
+        let options = options::parse(request.options.as_ref())?;
+        let bundle = PathBuf::from(&request.bundle);
+        let spec = skiff::bundle::load(&bundle)?;
+        let paths = Paths {
+            stdin: request.stdin.clone(),
+            stdout: request.stdout.clone(),
+            stderr: request.stderr.clone(),
+            terminal: request.terminal,
+        };
+        let owner = (options.io_uid, options.io_gid);
+        if let Some(root) = &options.root {
+            crate::delete::remember_root(&bundle, root)?;
+        }
+        let streams = Streams::new(&paths, owner)?;
+        let mounted = !request.rootfs.is_empty();
+        if mounted {
+            rootfs::mount_all(&bundle, &request.rootfs)?;
+        }
+        let made = async {
+            let (stdio, copies) = streams.split(&paths)?;
+            let root = options.root.clone().unwrap_or_else(|| DEFAULT_ROOT.into()).join(&self.namespace);
+            let create = Create {
+                id: request.id.clone(),
+                bundle: bundle.clone(),
+                root,
+                stdio,
+                gate: Gate::Socket,
+                systemd_cgroup: options.systemd_cgroup,
+                no_pivot: options.no_pivot_root,
+                no_new_keyring: options.no_new_keyring,
+                preserve_fds: 0,
+            };
+            let created = settle(skiff::container::create(create, &spec)?).await?;
+            let init = Process::new("", paths);
+            connect(&init, copies, created.console)?;
+            init.set_child(created.init)?;
+            Ok(Container::new(created.container, bundle.clone(), init, mounted, owner, self.events.clone()))
+        }
+        .await;
+        let container = match made {
+            Ok(container) => container,
+            Err(err) => {
+                if mounted && let Err(undo) = rootfs::unmount_all(&bundle) {
+                    log::warn!("undo create: {undo}");
+                }
+                return Err(err);
+            }
+        };
+        let pid = container.init.pid();
+        self.containers.borrow_mut().insert(request.id.clone(), container);
+        self.events.send("/tasks/create", &created_event(request, pid));
+        Ok(pid)
+    }
+
+    async fn delete(&self, request: DeleteRequest) -> Result<DeleteResponse> {
+        let container = self.container(&request.id)?;
+        let (pid, exit) = if request.exec_id.is_empty() {
+            let deleted = container.delete().await?;
+            self.containers.borrow_mut().remove(&request.id);
+            if self.shutdown_refused.get() && self.is_empty() {
+                self.exit.notify_one();
+            }
+            deleted
+        } else {
+            container.delete_exec(&request.exec_id).await?
+        };
+        Ok(DeleteResponse {
+            pid,
+            exit_status: exit.map_or(0, |exit| exit.status),
+            exited_at: exit.map(|exit| timestamp(exit.at)).into(),
+            ..DeleteResponse::default()
+        })
+    }
+
+    fn state(&self, request: &StateRequest) -> Result<StateResponse> {
+        let container = self.container(&request.id)?;
+        let process = container.process(&request.exec_id)?;
+        let exit = process.exit();
+        let status = match process.phase() {
+            _ if exit.is_some() => Status::STOPPED,
+            Phase::Created | Phase::Starting => Status::CREATED,
+            _ if container.paused() => Status::PAUSED,
+            // Its exit is about to be published.
+            Phase::Running | Phase::Stopped => Status::RUNNING,
+        };
+        Ok(StateResponse {
+            id: if request.exec_id.is_empty() { request.id.clone() } else { request.exec_id.clone() },
+            bundle: container.bundle.display().to_string(),
+            pid: process.pid(),
+            status: status.into(),
+            stdin: process.paths.stdin.clone(),
+            stdout: process.paths.stdout.clone(),
+            stderr: process.paths.stderr.clone(),
+            terminal: process.paths.terminal,
+            exit_status: exit.map_or(0, |exit| exit.status),
+            exited_at: exit.map(|exit| timestamp(exit.at)).into(),
+            exec_id: request.exec_id.clone(),
+            ..StateResponse::default()
+        })
+    }
+
+    /// Asked for while containers are left, it is remembered: some versions of containerd ask only once.
+    fn shutdown(self: &Rc<Self>) {
+        if !self.is_empty() {
+            self.shutdown_refused.set(true);
+            return;
+        }
+        let shim = self.clone();
+        tokio::task::spawn_local(async move {
+            // The answer to this very request goes out first.
+            tokio::time::sleep(Duration::from_millis(10)).await;
+            if shim.is_empty() {
+                shim.exit.notify_one();
+            }
+        });
+    }
+}
+
+fn created_event(request: &CreateTaskRequest, pid: u32) -> TaskCreate {
+    TaskCreate {
+        container_id: request.id.clone(),
+        bundle: request.bundle.clone(),
+        rootfs: request.rootfs.clone(),
+        io: MessageField::some(TaskIO {
+            stdin: request.stdin.clone(),
+            stdout: request.stdout.clone(),
+            stderr: request.stderr.clone(),
+            terminal: request.terminal,
+            ..TaskIO::default()
+        }),
+        checkpoint: request.checkpoint.clone(),
+        pid,
+        ..TaskCreate::default()
+    }
+}
+
+fn process_info((pid, exec_id): (u32, Option<String>)) -> ProcessInfo {
+    let info = exec_id.map(|exec_id| {
+        let details = containerd_shim_protos::shim::oci::ProcessDetails { exec_id, ..Default::default() };
+        protobuf::well_known_types::any::Any {
+            type_url: "containerd.runc.v1.ProcessDetails".into(),
+            value: details.write_to_bytes().unwrap_or_default(),
+            ..Default::default()
+        }
+    });
+    ProcessInfo { pid, info: info.into(), ..ProcessInfo::default() }
+}
+
+#[async_trait]
+impl Task for Service {
+    async fn state(&self, _: &TtrpcContext, request: StateRequest) -> TtrpcResult<StateResponse> {
+        self.ask(move |shim| async move { shim.state(&request) }).await
+    }
+
+    async fn create(&self, _: &TtrpcContext, request: CreateTaskRequest) -> TtrpcResult<CreateTaskResponse> {
+        let pid = self.ask(move |shim| async move { shim.create(request).await }).await?;
+        Ok(CreateTaskResponse { pid, ..CreateTaskResponse::default() })
+    }
+
+    async fn start(&self, _: &TtrpcContext, request: StartRequest) -> TtrpcResult<StartResponse> {
+        let pid =
+            self.ask(move |shim| async move { shim.container(&request.id)?.start(&request.exec_id).await }).await?;
+        Ok(StartResponse { pid, ..StartResponse::default() })
+    }
+
+    async fn delete(&self, _: &TtrpcContext, request: DeleteRequest) -> TtrpcResult<DeleteResponse> {
+        self.ask(move |shim| async move { shim.delete(request).await }).await
+    }
+
+    async fn pids(&self, _: &TtrpcContext, request: PidsRequest) -> TtrpcResult<PidsResponse> {
+        let pids = self.ask(move |shim| async move { shim.container(&request.id)?.pids() }).await?;
+        let processes = pids.into_iter().map(process_info).collect();
+        Ok(PidsResponse { processes, ..PidsResponse::default() })
+    }
+
+    async fn pause(&self, _: &TtrpcContext, request: PauseRequest) -> TtrpcResult<Empty> {
+        self.ask(move |shim| async move { shim.container(&request.id)?.pause() }).await.map(|()| Empty::new())
+    }
+
+    async fn resume(&self, _: &TtrpcContext, request: ResumeRequest) -> TtrpcResult<Empty> {
+        self.ask(move |shim| async move { shim.container(&request.id)?.resume() }).await.map(|()| Empty::new())
+    }
+
+    async fn checkpoint(&self, _: &TtrpcContext, _: api::CheckpointTaskRequest) -> TtrpcResult<Empty> {
+        Err(unimplemented("Checkpoint"))
+    }
+
+    async fn kill(&self, _: &TtrpcContext, request: KillRequest) -> TtrpcResult<Empty> {
+        self.ask(
+            move |shim| async move { shim.container(&request.id)?.kill(&request.exec_id, request.signal, request.all) },
+        )
+        .await
+        .map(|()| Empty::new())
+    }
+
+    async fn exec(&self, _: &TtrpcContext, request: ExecProcessRequest) -> TtrpcResult<Empty> {
+        self.ask(move |shim| async move {
+            let container = shim.container(&request.id)?;
+            if request.exec_id.is_empty() {
+                return Err(Error::invalid("exec_id", "must not be empty"));
+            }
+            let process = skiff::bundle::parse_process(&request.spec.value)?;
+            let paths = Paths {
+                stdin: request.stdin,
+                stdout: request.stdout,
+                stderr: request.stderr,
+                terminal: request.terminal,
+            };
+            container.add_exec(&request.exec_id, process, paths)
+        })
+        .await
+        .map(|()| Empty::new())
+    }
+
+    async fn resize_pty(&self, _: &TtrpcContext, request: ResizePtyRequest) -> TtrpcResult<Empty> {
+        self.ask(move |shim| async move {
+            let process = shim.container(&request.id)?.process(&request.exec_id)?;
+            if process.exit().is_some() && !request.exec_id.is_empty() {
+                return Err(crate::error::precondition("cannot resize a stopped process"));
+            }
+            process.resize(request.width, request.height)
+        })
+        .await
+        .map(|()| Empty::new())
+    }
+
+    async fn close_io(&self, _: &TtrpcContext, request: CloseIORequest) -> TtrpcResult<Empty> {
+        self.ask(move |shim| async move {
+            let process = shim.container(&request.id)?.process(&request.exec_id)?;
+            if request.stdin {
+                process.close_stdin();
+            }
+            Ok(())
+        })
+        .await
+        .map(|()| Empty::new())
+    }
+
+    async fn update(&self, _: &TtrpcContext, _: UpdateTaskRequest) -> TtrpcResult<Empty> {
+        Err(unimplemented("Update"))
+    }
+
+    async fn wait(&self, _: &TtrpcContext, request: WaitRequest) -> TtrpcResult<WaitResponse> {
+        let exit = self
+            .ask(move |shim| async move {
+                let process = shim.container(&request.id)?.process(&request.exec_id)?;
+                process.wait().await.ok_or_else(|| no_container(&request.id))
+            })
+            .await?;
+        Ok(WaitResponse {
+            exit_status: exit.status,
+            exited_at: MessageField::some(timestamp(exit.at)),
+            ..WaitResponse::default()
+        })
+    }
+
+    async fn stats(&self, _: &TtrpcContext, request: StatsRequest) -> TtrpcResult<StatsResponse> {
+        let stats = self.ask(move |shim| async move { shim.container(&request.id)?.stats() }).await?;
+        Ok(StatsResponse { stats: MessageField::some(metrics::any(&stats)), ..StatsResponse::default() })
+    }
+
+    /// Never fails: it is how containerd finds out whether a shim lives.
+    async fn connect(&self, _: &TtrpcContext, request: ConnectRequest) -> TtrpcResult<ConnectResponse> {
+        let task_pid = self
+            .ask(move |shim| async move { Ok(shim.container(&request.id).map_or(0, |c| c.init.pid())) })
+            .await
+            .unwrap_or(0);
+        Ok(ConnectResponse { shim_pid: std::process::id(), task_pid, ..ConnectResponse::default() })
+    }
+
+    async fn shutdown(&self, _: &TtrpcContext, _: ShutdownRequest) -> TtrpcResult<Empty> {
+        self.ask(move |shim| async move {
+            shim.shutdown();
+            Ok(())
+        })
+        .await
+        .map(|()| Empty::new())
+    }
+}
