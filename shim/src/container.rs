@@ -163,10 +163,10 @@ impl Container {
             Phase::Stopped => return Err(precondition("cannot start a container that has stopped")),
         }
         self.init.set_phase(Phase::Starting);
-        let starting = match &mut *self.inner.borrow_mut() {
+        let starting = self.init.open_stdin().and_then(|()| match &mut *self.inner.borrow_mut() {
             Some(inner) => inner.start(),
             None => Err(precondition("container is being deleted")),
-        };
+        });
         let started = match starting {
             Ok(starting) => settle(starting).await,
             Err(err) => Err(err),
@@ -246,13 +246,14 @@ impl Container {
     async fn launch_exec(&self, exec: &Exec1) -> Result<()> {
         let process = &exec.process;
         let streams = Streams::new(&process.paths, self.owner)?;
-        let (stdio, copies) = streams.split(&process.paths)?;
+        let (stdio, copies) = streams.split();
         let request =
             Exec { process: exec.spec.clone(), stdio, preserve_fds: 0, cgroups: Vec::new(), ignore_paused: false };
         let execing = self.with(|inner| inner.exec(request))?;
         let execed = settle(execing).await?;
         connect(process, copies, execed.console)?;
-        process.set_child(execed.process)
+        process.set_child(execed.process)?;
+        process.open_stdin()
     }
 
     /// Signals the init, an exec process, or everything in the container.
@@ -405,12 +406,12 @@ impl Streams {
     }
 
     /// What the process gets, and what is copied.
-    pub fn split(self, paths: &Paths) -> Result<(Stdio, Option<crate::io::Copies>)> {
+    pub fn split(self) -> (Stdio, Option<crate::io::Copies>) {
         match self {
-            Streams::Terminal => Ok((Stdio::Terminal, None)),
+            Streams::Terminal => (Stdio::Terminal, None),
             Streams::Pipes(pipes) => {
-                let (process, copies) = pipes.split(paths)?;
-                Ok((Stdio::Fds(process), Some(copies)))
+                let (process, copies) = pipes.split();
+                (Stdio::Fds(process), Some(copies))
             }
         }
     }

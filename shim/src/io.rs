@@ -40,6 +40,8 @@ pub struct Paths {
 pub struct Io {
     copies: Vec<JoinHandle<()>>,
     stdin: Option<JoinHandle<()>>,
+    /// Where stdin is to go, until it is opened.
+    stdin_pipe: Option<OwnedFd>,
     close_stdin: Rc<Notify>,
     open: watch::Receiver<usize>,
 }
@@ -122,6 +124,7 @@ impl Pipes {
         let (stdin, ours_in) = if paths.stdin.is_empty() {
             (null(false)?, None)
         } else {
+            check_stdin(&paths.stdin)?;
             let (read, write) = pipe()?;
             own(&read)?;
             nonblocking(&write)?;
@@ -156,20 +159,15 @@ impl Pipes {
     }
 
     /// The process's ends, and the rest.
-    pub fn split(self, paths: &Paths) -> Result<([OwnedFd; 3], Copies)> {
-        let stdin = match self.stdin {
-            Some(pipe) => Some((open_stdin(&paths.stdin)?, pipe)),
-            None => None,
-        };
+    pub fn split(self) -> ([OwnedFd; 3], Copies) {
         let [out, err] = self.outputs;
-        let copies = Copies { stdin, outputs: vec![(self.stdout, out), (self.stderr, err)] };
-        Ok((self.process, copies))
+        (self.process, Copies { stdin: self.stdin, outputs: vec![(self.stdout, out), (self.stderr, err)] })
     }
 }
 
 /// Streams that are ready to be copied once the process runs.
 pub struct Copies {
-    stdin: Option<(Stdin, OwnedFd)>,
+    stdin: Option<OwnedFd>,
     outputs: Vec<(Option<OwnedFd>, Output)>,
 }
 
@@ -177,6 +175,10 @@ pub struct Copies {
 struct Stdin {
     fifo: OwnedFd,
     holder: OwnedFd,
+}
+
+fn check_stdin(path: &str) -> Result<()> {
+    std::fs::metadata(path).map(drop).map_err(|e| Error::io(format!("stdin: open {path:?}"), &e))
 }
 
 fn open_stdin(path: &str) -> Result<Stdin> {
@@ -204,16 +206,14 @@ impl Copies {
                 open_tx.send_modify(|n| *n -= 1);
             }));
         }
-        if let Some((stdin, pipe)) = self.stdin {
-            io.stdin = Some(tokio::task::spawn_local(copy_stdin(stdin, pipe, io.close_stdin.clone())));
-        }
+        io.stdin_pipe = self.stdin;
         io
     }
 }
 
 impl Io {
     fn new(open: watch::Receiver<usize>) -> Io {
-        Io { copies: Vec::new(), stdin: None, close_stdin: Rc::new(Notify::new()), open }
+        Io { copies: Vec::new(), stdin: None, stdin_pipe: None, close_stdin: Rc::new(Notify::new()), open }
     }
 
     /// Copies between a pty master and the client's FIFOs.
@@ -224,8 +224,8 @@ impl Io {
         let again =
             |what: &str| master.try_clone().map_err(|e| Error::io(format!("share the terminal for {what}"), &e));
         if !paths.stdin.is_empty() {
-            let stdin = open_stdin(&paths.stdin)?;
-            io.stdin = Some(tokio::task::spawn_local(copy_stdin(stdin, again("stdin")?, io.close_stdin.clone())));
+            check_stdin(&paths.stdin)?;
+            io.stdin_pipe = Some(again("stdin")?);
         }
         let output = output("stdout", &paths.stdout)?;
         io.copies.push(tokio::task::spawn_local(async move {
@@ -235,6 +235,16 @@ impl Io {
             open_tx.send_modify(|n| *n -= 1);
         }));
         Ok(io)
+    }
+
+    /// Opens the client's stdin and copies it. Not before the start: a client that has nothing to say may close it the
+    /// moment it is open, and asks for CloseIO only when it has the answer to its Create.
+    pub fn open_stdin(&mut self, path: &str) -> Result<()> {
+        if let Some(pipe) = self.stdin_pipe.take() {
+            let copy = copy_stdin(open_stdin(path)?, pipe, self.close_stdin.clone());
+            self.stdin = Some(tokio::task::spawn_local(copy));
+        }
+        Ok(())
     }
 
     /// Ends the stdin of the process when the client has written all that it will.

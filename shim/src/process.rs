@@ -83,6 +83,14 @@ impl Process {
         *self.io.borrow_mut() = Some(io);
     }
 
+    /// Connects its stdin with the client's.
+    pub fn open_stdin(&self) -> Result<()> {
+        match self.io.borrow_mut().as_mut() {
+            Some(io) => io.open_stdin(&self.paths.stdin),
+            None => Ok(()),
+        }
+    }
+
     /// Keeps the pty master for resizing.
     pub fn set_console(&self, console: OwnedFd) {
         *self.console.borrow_mut() = Some(console);

@@ -152,7 +152,7 @@ impl Shim {
             rootfs::mount_all(&bundle, &request.rootfs)?;
         }
         let made = async {
-            let (stdio, copies) = streams.split(&paths)?;
+            let (stdio, copies) = streams.split();
             let root = options.root.clone().unwrap_or_else(|| DEFAULT_ROOT.into()).join(&self.namespace);
             let create = Create {
                 id: request.id.clone(),
