@@ -1,3 +1,7 @@
 //! runc's command line over the skiff library.
 
-fn main() {}
+mod cli;
+
+fn main() {
+    std::process::exit(cli::run());
+}

@@ -58,10 +58,10 @@ impl Events {
             ..Envelope::default()
         };
         let mut queue = self.queue.envelopes.borrow_mut();
-        if queue.len() == MAX_QUEUED {
-            if let Some(lost) = queue.pop_front() {
-                log::error!("event {} is lost: {MAX_QUEUED} others wait for containerd", lost.topic);
-            }
+        if queue.len() == MAX_QUEUED
+            && let Some(lost) = queue.pop_front()
+        {
+            log::error!("event {} is lost: {MAX_QUEUED} others wait for containerd", lost.topic);
         }
         queue.push_back(envelope);
         self.queue.filled.notify_one();

@@ -59,6 +59,9 @@ pub struct BlkioEntry {
     pub value: u64,
 }
 
+/// A device of io.stat: major, minor, its keys and their values.
+pub type Device = (u64, u64, Vec<(String, u64)>);
+
 /// Usage of v2.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct V2 {
@@ -79,7 +82,7 @@ pub struct V2 {
     /// memory.events.
     pub memory_events: Vec<(String, u64)>,
     /// io.stat: device, then its keys.
-    pub io: Vec<(u64, u64, Vec<(String, u64)>)>,
+    pub io: Vec<Device>,
     /// io.pressure.
     pub io_psi: Option<Psi>,
     /// By page size.
@@ -275,7 +278,7 @@ fn device(number: &str) -> Option<(u64, u64)> {
     Some((major.parse().ok()?, minor.parse().ok()?))
 }
 
-fn io(text: &str) -> Vec<(u64, u64, Vec<(String, u64)>)> {
+fn io(text: &str) -> Vec<Device> {
     text.lines()
         .filter_map(|line| {
             let mut words = line.split_whitespace();

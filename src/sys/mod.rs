@@ -3,6 +3,7 @@
 
 pub mod bpf;
 pub mod clone;
+pub mod exe;
 pub mod mount;
 pub mod path;
 pub mod process;

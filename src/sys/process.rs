@@ -199,7 +199,7 @@ impl CStrings {
         self.0.push(string);
     }
 
-    fn pointers(&self) -> Vec<*const libc::c_char> {
+    pub(super) fn pointers(&self) -> Vec<*const libc::c_char> {
         self.0.iter().map(|s| s.as_ptr()).chain(std::iter::once(std::ptr::null())).collect()
     }
 }

@@ -1,0 +1,213 @@
+//! runc's commands: arguments and printing only. Does not live here: what they do (the library).
+
+mod create;
+mod exec;
+mod help;
+mod kill;
+mod list;
+mod logging;
+mod run;
+mod spec;
+mod tty;
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand};
+use skiff::container::Container;
+use skiff::launch::block_on;
+use skiff::{Error, Kind, Result};
+
+/// Exit code of `exec` when the process could not be run.
+const EXEC_FAILED: i32 = 255;
+
+#[derive(Debug, Parser)]
+#[command(disable_help_flag = true, disable_version_flag = true, disable_help_subcommand = true)]
+struct Cli {
+    #[arg(long)]
+    debug: bool,
+    #[arg(long)]
+    log: Option<PathBuf>,
+    #[arg(long, default_value = "text")]
+    log_format: String,
+    #[arg(long)]
+    root: Option<PathBuf>,
+    #[arg(long, hide = true)]
+    criu: Option<String>,
+    #[arg(long)]
+    systemd_cgroup: bool,
+    #[arg(long)]
+    rootless: Option<String>,
+    #[arg(short, long)]
+    help: bool,
+    #[arg(short, long)]
+    version: bool,
+    #[command(subcommand)]
+    command: Option<Command>,
+}
+
+#[derive(Debug, Subcommand)]
+#[command(disable_help_subcommand = true)]
+enum Command {
+    /// create a container
+    Create(create::Create),
+    /// executes the user defined process in a created container
+    Start(Id),
+    /// create and run a container
+    Run(run::Run),
+    /// execute new process inside the container
+    Exec(exec::Exec),
+    /// kill sends the specified signal (default: SIGTERM) to the container's init process
+    Kill(kill::Kill),
+    /// delete any resources held by the container often used with detached container
+    Delete(kill::Delete),
+    /// output the state of a container
+    State(Id),
+    /// lists containers started by skiff with the given root
+    List(list::List),
+    /// ps displays the processes running inside a container
+    Ps(list::Ps),
+    /// pause suspends all processes inside the container
+    Pause(Id),
+    /// resumes all processes that have been previously paused
+    Resume(Id),
+    /// create a new specification file
+    Spec(spec::Spec),
+    /// show the enabled features
+    Features,
+    /// Shows a list of commands or help for one command
+    #[command(alias = "h")]
+    Help { topic: Option<String> },
+}
+
+#[derive(Debug, Args)]
+struct Id {
+    /// name of the container
+    #[arg(value_name = "container-id")]
+    id: String,
+}
+
+/// What all commands share.
+#[derive(Debug)]
+struct Globals {
+    program: String,
+    root: PathBuf,
+    /// `--root` was given.
+    explicit_root: bool,
+    systemd_cgroup: bool,
+}
+
+impl Globals {
+    fn container(&self, id: &str) -> Result<Container> {
+        Container::load(&self.root, id)
+    }
+}
+
+/// Runs the command line; the exit code.
+pub fn run() -> i32 {
+    let program = program();
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(err) => return help::usage_error(&program, &err),
+    };
+    if cli.version {
+        print!("{}", help::version(&program));
+        return 0;
+    }
+    let Some(command) = cli.command.filter(|_| !cli.help) else {
+        print!("{}", help::main(&program));
+        return 0;
+    };
+    let logs = match logging::open(cli.log.as_deref(), &cli.log_format, cli.debug) {
+        Ok(logs) => logs,
+        Err(err) => {
+            eprintln!("{err}");
+            return 1;
+        }
+    };
+    let failed = if matches!(command, Command::Exec(_)) { EXEC_FAILED } else { 1 };
+    let done = globals(&program, cli.root, cli.systemd_cgroup).and_then(|globals| dispatch(&globals, command));
+    match done {
+        Ok(code) => code,
+        Err(err) => {
+            logs.error(&err.to_string());
+            failed
+        }
+    }
+}
+
+fn program() -> String {
+    let name = std::env::args_os().next().map(PathBuf::from);
+    let name = name.as_deref().and_then(|path| path.file_name()).map(|name| name.to_string_lossy().into_owned());
+    name.unwrap_or_else(|| "skiff".into())
+}
+
+fn globals(program: &str, root: Option<PathBuf>, systemd_cgroup: bool) -> Result<Globals> {
+    let explicit_root = root.is_some();
+    let root = match root {
+        Some(root) if root.as_os_str().is_empty() || root == std::path::Path::new("/") => {
+            return Err(Error::new(Kind::Invalid, "Option --root argument should not be set to /"));
+        }
+        Some(root) => std::path::absolute(&root).map_err(|e| Error::io("find the state root", &e))?,
+        None => default_root(program),
+    };
+    Ok(Globals { program: program.to_string(), root, explicit_root, systemd_cgroup })
+}
+
+/// Called as `runc`, skiff shares runc's state directory.
+fn default_root(program: &str) -> PathBuf {
+    let name = if program == "runc" { "runc" } else { "skiff" };
+    match std::env::var_os("XDG_RUNTIME_DIR") {
+        Some(dir) if !nix::unistd::geteuid().is_root() && !dir.is_empty() => PathBuf::from(dir).join(name),
+        _ => PathBuf::from("/run").join(name),
+    }
+}
+
+fn dispatch(globals: &Globals, command: Command) -> Result<i32> {
+    match command {
+        Command::Create(create) => create.run(globals),
+        Command::Start(Id { id }) => block_on(globals.container(&id)?.start()?).map(|()| 0),
+        Command::Run(run) => run.run(globals),
+        Command::Exec(exec) => exec.run(globals),
+        Command::Kill(kill) => kill.run(globals),
+        Command::Delete(delete) => delete.run(globals),
+        Command::State(Id { id }) => list::state(globals, &id),
+        Command::List(list) => list.run(globals),
+        Command::Ps(ps) => ps.run(globals),
+        Command::Pause(Id { id }) => globals.container(&id)?.pause().map(|()| 0),
+        Command::Resume(Id { id }) => globals.container(&id)?.resume().map(|()| 0),
+        Command::Spec(spec) => spec.run(),
+        Command::Features => {
+            println!("{:#}", skiff::features::document());
+            Ok(0)
+        }
+        Command::Help { topic } => help::topic(&globals.program, topic.as_deref()),
+    }
+}
+
+/// Before anything of ours enters a container, this program must run from where it cannot be written to.
+fn protect_program() {
+    if nix::unistd::geteuid().is_root()
+        && let Err(errno) = skiff::sys::exe::run_read_only()
+    {
+        log::debug!("run from a read-only mount: {}", skiff::error::errno_text(errno));
+    }
+}
+
+/// Writes a pid file: all of it or nothing, no newline.
+fn write_pid_file(path: &std::path::Path, pid: i32) -> Result<()> {
+    let fail = |e| Error::io(format!("write pid file {:?}", path.display().to_string()), &e);
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    let temporary = path.with_file_name(format!(".{name}"));
+    let write = || -> std::io::Result<()> {
+        let _ = std::fs::remove_file(&temporary);
+        let mut file = std::fs::OpenOptions::new().write(true).create_new(true).open(&temporary)?;
+        std::io::Write::write_all(&mut file, pid.to_string().as_bytes())?;
+        std::fs::rename(&temporary, path)
+    };
+    write().map_err(fail)
+}
+
+/// Descriptors that socket activation passes on (sd_listen_fds(3)).
+fn listen_fds() -> u32 {
+    std::env::var("LISTEN_FDS").ok().and_then(|n| n.parse().ok()).unwrap_or(0)
+}
