@@ -53,6 +53,10 @@ pub fn parse_process(json: &[u8]) -> Result<Process> {
 /// The OCI types know a fixed list of capabilities, while the spec says that unknown ones should be no error: they are
 /// taken out and the rest is read again.
 fn parse<T: DeserializeOwned>(name: &str, json: &[u8]) -> Result<T> {
+    // Serde would take an array for the fields of an object in their order.
+    if json.iter().find(|byte| !byte.is_ascii_whitespace()).is_some_and(|byte| *byte != b'{') {
+        return Err(error(name, ".", "must be a JSON object"));
+    }
     let (path, cause) = match strictly(json) {
         Ok(value) => return Ok(value),
         Err(err) => err,
@@ -104,7 +108,7 @@ mod tests {
     fn errors_name_the_json_field() {
         for (json, want) in [
             ("{", "config.json: EOF while parsing"),
-            ("[]", "config.json: "),
+            ("[]", "config.json: must be a JSON object"),
             (r#"{"ociVersion":"1.0.2"} x"#, "config.json: trailing characters"),
             (r#"{"ociVersion":"1.0.2","process":{"args":"sh"}}"#, "config.json: process.args: invalid type: string"),
             (

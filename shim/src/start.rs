@@ -155,7 +155,7 @@ fn move_to_cgroup(pid: i32, cgroup: &str) -> Result<()> {
 
 /// containerd 1.x finds the shim by this file when it has been restarted.
 fn write_address(bundle: &Path, socket: &Path) -> Result<()> {
-    let (temporary, path) = (bundle.join(".address"), bundle.join("address"));
+    let (temporary, path) = (bundle.join(format!(".address.{}", std::process::id())), bundle.join("address"));
     let write = || -> std::io::Result<()> {
         std::fs::write(&temporary, format!("unix://{}", socket.display()))?;
         std::fs::rename(&temporary, &path)

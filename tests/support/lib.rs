@@ -1,1 +1,102 @@
 //! What the black-box tests share: bundles, private containerds, the leak check.
+
+mod bundle;
+mod console;
+mod containerd;
+mod image;
+mod leaks;
+
+pub use bundle::Bundle;
+pub use console::receive_console;
+pub use containerd::{Containerd, Version};
+pub use leaks::LeakCheck;
+
+use std::process::{Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+/// What a command did.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Done {
+    /// Exit code; 128 + signal when one ended it.
+    pub code: i32,
+    /// Standard output.
+    pub out: String,
+    /// Standard error.
+    pub err: String,
+}
+
+impl Done {
+    /// The same, if it succeeded.
+    ///
+    /// # Panics
+    /// When it did not.
+    #[track_caller]
+    pub fn ok(self) -> Done {
+        assert_eq!(self.code, 0, "stdout: {}\nstderr: {}", self.out, self.err);
+        self
+    }
+
+    /// The same, if it failed.
+    ///
+    /// # Panics
+    /// When it did not.
+    #[track_caller]
+    pub fn failed(self) -> Done {
+        assert_ne!(self.code, 0, "stdout: {}\nstderr: {}", self.out, self.err);
+        self
+    }
+}
+
+impl From<Output> for Done {
+    fn from(output: Output) -> Done {
+        use std::os::unix::process::ExitStatusExt;
+        let signal = || output.status.signal().unwrap_or(0);
+        Done {
+            code: output.status.code().unwrap_or_else(|| 128 + signal()),
+            out: String::from_utf8_lossy(&output.stdout).into_owned(),
+            err: String::from_utf8_lossy(&output.stderr).into_owned(),
+        }
+    }
+}
+
+/// Runs a command with `input` on stdin. One that takes longer than a minute is killed: code 137.
+pub fn run(command: &mut Command, input: &str) -> Done {
+    use std::io::Write;
+    let wrapped = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = wrapped.spawn().unwrap_or_else(|e| panic!("{command:?}: {e}"));
+    let pid = child.id() as i32;
+    let mut stdin = child.stdin.take().expect("piped");
+    let _ = stdin.write_all(input.as_bytes());
+    drop(stdin);
+    let (done, killed) = std::sync::mpsc::channel::<()>();
+    let watchdog = std::thread::spawn(move || {
+        if killed.recv_timeout(Duration::from_secs(60)).is_err() {
+            // SAFETY: plain numbers; the child has not been waited for, so the pid is still its own.
+            unsafe { libc::kill(pid, libc::SIGKILL) };
+        }
+    });
+    let output = child.wait_with_output().expect("wait for a child");
+    let _ = done.send(());
+    let _ = watchdog.join();
+    output.into()
+}
+
+/// Waits until `check` holds.
+///
+/// # Panics
+/// When it does not within half a minute.
+#[track_caller]
+pub fn eventually(what: &str, mut check: impl FnMut() -> bool) {
+    let deadline = Instant::now() + Duration::from_secs(30);
+    while !check() {
+        assert!(Instant::now() < deadline, "not within 30 s: {what}");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+/// A name that no other test uses at the same time.
+pub fn unique(prefix: &str) -> String {
+    use std::sync::atomic::{AtomicU32, Ordering};
+    static NEXT: AtomicU32 = AtomicU32::new(0);
+    format!("{prefix}-{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed))
+}

@@ -1,0 +1,125 @@
+//! A hostile rootfs changes nothing outside of it.
+
+use std::os::unix::fs::symlink;
+use std::path::Path;
+
+use serde_json::json;
+
+use super::{Case, is_skiff};
+
+/// A directory of the host that a trap points to; nothing in it may change.
+struct Host(tempfile::TempDir);
+
+impl Host {
+    fn new() -> Host {
+        let dir = tempfile::Builder::new().prefix("skiff-host-").tempdir().unwrap();
+        std::fs::write(dir.path().join("precious"), "untouched").unwrap();
+        Host(dir)
+    }
+
+    fn path(&self) -> &Path {
+        self.0.path()
+    }
+
+    #[track_caller]
+    fn untouched(&self) {
+        let names: Vec<_> = std::fs::read_dir(self.path()).unwrap().flatten().map(|e| e.file_name()).collect();
+        assert_eq!(names, ["precious"], "something was made on the host");
+        assert_eq!(std::fs::read_to_string(self.path().join("precious")).unwrap(), "untouched");
+        let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
+        assert!(!mounts.contains(self.path().to_str().unwrap()), "something was mounted on the host");
+    }
+}
+
+/// Replaces a directory of the rootfs with a symlink to the host's.
+fn replace(case: &Case, name: &str, target: &Path) {
+    let path = case.bundle.rootfs().join(name);
+    std::fs::remove_dir_all(&path).unwrap();
+    symlink(target, path).unwrap();
+}
+
+#[test]
+fn proc_and_sys_must_not_be_symlinks() {
+    for name in ["proc", "sys"] {
+        let host = Host::new();
+        let case = Case::new(&["true"]);
+        replace(&case, name, host.path());
+        let done = case.run().failed();
+        if is_skiff() {
+            assert!(done.err.contains("must be mounted on ordinary directory"), "{}", done.err);
+        }
+        host.untouched();
+        case.end();
+    }
+}
+
+#[test]
+fn a_dev_symlink_stays_inside() {
+    // Neither the mounts on /dev nor, without any, the device nodes and links may land on the host. runc before 1.5
+    // makes them there, so it is not asked.
+    if !is_skiff() {
+        return;
+    }
+    for with_mounts in [true, false] {
+        let host = Host::new();
+        let case = Case::new(&["true"]).with(|spec| {
+            spec["root"]["readonly"] = json!(false);
+            if !with_mounts {
+                let mounts = spec["mounts"].as_array_mut().unwrap();
+                mounts.retain(|mount| !mount["destination"].as_str().unwrap().starts_with("/dev"));
+            }
+        });
+        replace(&case, "dev", host.path());
+        case.run();
+        host.untouched();
+        case.end();
+    }
+}
+
+#[test]
+fn mount_destinations_through_symlinks_stay_inside() {
+    let host = Host::new();
+    let case = Case::sh("ls /link/sub").with(|spec| {
+        spec["root"]["readonly"] = json!(false);
+        let mounts = spec["mounts"].as_array_mut().unwrap();
+        mounts.push(json!({"destination": "/link/sub", "type": "tmpfs", "source": "tmpfs"}));
+    });
+    symlink(host.path(), case.bundle.rootfs().join("link")).unwrap();
+    case.run();
+    host.untouched();
+    case.end();
+}
+
+#[test]
+fn a_working_directory_on_a_descriptor_is_refused() {
+    for fd in 3..20 {
+        let case = Case::new(&["true"]).with(|spec| spec["process"]["cwd"] = json!(format!("/proc/self/fd/{fd}")));
+        case.run().failed();
+        case.end();
+    }
+}
+
+#[test]
+fn a_fifo_for_passwd_does_not_stop_the_create() {
+    if !is_skiff() {
+        return;
+    }
+    let case = Case::sh("echo $HOME");
+    let passwd = case.bundle.rootfs().join("etc/passwd");
+    std::fs::remove_file(&passwd).unwrap();
+    assert!(std::process::Command::new("mkfifo").arg(&passwd).status().unwrap().success());
+    assert_eq!(case.run().ok().out, "/\n");
+    case.end();
+}
+
+#[test]
+fn our_own_program_cannot_be_written_to() {
+    // The entry point runs whatever /proc/self/exe is at that moment, and then tries to open it for writing.
+    let case = Case::new(&["/proc/self/exe", "--version"]);
+    let before = std::fs::read(&case.runtime).ok();
+    case.run();
+    if let Some(before) = before {
+        assert!(std::fs::read(&case.runtime).unwrap() == before);
+    }
+    case.end();
+}

@@ -1,0 +1,196 @@
+//! A private containerd: its own root, state and socket in a temporary directory.
+
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+
+use crate::{Done, eventually, image, run};
+
+/// Which containerd.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Version {
+    /// The system's: Debian 12 has 1.6.
+    V1,
+    /// A 2.x, unpacked by contrib/install-deps.
+    V2,
+}
+
+/// A running containerd with a busybox image. Dropped, it is ended with everything that it runs.
+#[derive(Debug)]
+pub struct Containerd {
+    dir: tempfile::TempDir,
+    bin: PathBuf,
+    shim_dir: PathBuf,
+    daemon: Option<Child>,
+    runtime: String,
+}
+
+fn binaries(version: Version) -> PathBuf {
+    match version {
+        Version::V1 => PathBuf::from("/usr/bin"),
+        Version::V2 => {
+            let home = std::env::var("HOME").unwrap_or_else(|_| "/root".into());
+            let deps = std::env::var("SKIFF_DEPS").unwrap_or_else(|_| format!("{home}/.cache/skiff"));
+            PathBuf::from(deps).join("containerd-2/usr/bin")
+        }
+    }
+}
+
+impl Containerd {
+    /// Starts one. `shim` is the skiff shim; SHIM_UNDER_TEST names another runtime instead.
+    pub fn start(version: Version, shim: &Path) -> Containerd {
+        let dir = tempfile::Builder::new().prefix("ctd-").tempdir().expect("a temporary directory");
+        let runtime = std::env::var("SHIM_UNDER_TEST").unwrap_or_else(|_| "io.containerd.skiff.v2".into());
+        let shim_dir = shim.parent().expect("a shim in a directory").to_path_buf();
+        let mut containerd = Containerd { dir, bin: binaries(version), shim_dir, daemon: None, runtime };
+        let at = containerd.dir.path().display();
+        let config = format!(
+            "version = 2\nroot = \"{at}/root\"\nstate = \"{at}/state\"\ndisabled_plugins = [\"io.containerd.grpc.v1.cri\"]\n\
+             [grpc]\naddress = \"{at}/c.sock\"\n[ttrpc]\naddress = \"{at}/c.sock.ttrpc\"\n"
+        );
+        std::fs::write(containerd.dir.path().join("config.toml"), config).expect("write the configuration");
+        containerd.up();
+        let archive = image::make(containerd.dir.path());
+        containerd.ctr(&["images", "import", archive.to_str().expect("utf-8")]).ok();
+        containerd
+    }
+
+    /// Its temporary directory.
+    pub fn dir(&self) -> &Path {
+        self.dir.path()
+    }
+
+    /// True when skiff is under test, not the reference.
+    pub fn is_skiff(&self) -> bool {
+        self.runtime.contains("skiff")
+    }
+
+    /// Starts the daemon.
+    pub fn up(&mut self) {
+        let path =
+            format!("{}:{}:{}", self.shim_dir.display(), self.bin.display(), std::env::var("PATH").unwrap_or_default());
+        let log = std::fs::File::options().create(true).append(true).open(self.dir.path().join("log")).expect("a log");
+        let daemon = Command::new(self.bin.join("containerd"))
+            .arg("-c")
+            .arg(self.dir.path().join("config.toml"))
+            .env("PATH", path)
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(log)
+            .spawn();
+        self.daemon = Some(daemon.expect("contrib/install-deps --tests has been run"));
+        eventually("containerd answers", || self.ctr(&["version"]).code == 0);
+    }
+
+    /// Kills the daemon; what it runs goes on.
+    pub fn down(&mut self) {
+        if let Some(mut daemon) = self.daemon.take() {
+            let _ = daemon.kill();
+            let _ = daemon.wait();
+        }
+    }
+
+    /// Runs ctr.
+    pub fn ctr(&self, args: &[&str]) -> Done {
+        self.ctr_with(args, "")
+    }
+
+    /// Runs ctr with `input` on stdin.
+    pub fn ctr_with(&self, args: &[&str], input: &str) -> Done {
+        run(self.command().args(args), input)
+    }
+
+    fn command(&self) -> Command {
+        let mut command = Command::new(self.bin.join("ctr"));
+        command.env("CONTAINERD_ADDRESS", self.dir.path().join("c.sock")).env("CONTAINERD_NAMESPACE", "test");
+        command
+    }
+
+    /// A ctr that goes on; its stdout can be read.
+    pub fn ctr_background(&self, args: &[&str]) -> Child {
+        let mut command = self.command();
+        command.args(args).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null());
+        command.spawn().expect("ctr starts")
+    }
+
+    /// ctr on a terminal of its own.
+    pub fn ctr_tty(&self, args: &[&str]) -> Done {
+        let ctr = self.bin.join("ctr");
+        let line: Vec<String> = std::iter::once(ctr.to_str().expect("utf-8"))
+            .chain(args.iter().copied())
+            .map(|a| format!("'{a}'"))
+            .collect();
+        let mut command = Command::new("script");
+        command.args(["-qec", &line.join(" "), "/dev/null"]);
+        command.env("CONTAINERD_ADDRESS", self.dir.path().join("c.sock")).env("CONTAINERD_NAMESPACE", "test");
+        run(&mut command, "")
+    }
+
+    /// `ctr run` of the busybox image with these flags, as container `id`.
+    pub fn run(&self, flags: &[&str], id: &str, args: &[&str]) -> Done {
+        self.run_with(flags, id, args, "")
+    }
+
+    /// The same, with `input` on stdin.
+    pub fn run_with(&self, flags: &[&str], id: &str, args: &[&str], input: &str) -> Done {
+        let head = ["run", "--runtime", self.runtime.as_str()];
+        let all: Vec<&str> = head.iter().chain(flags).chain(&[image::NAME, id]).chain(args).copied().collect();
+        if flags.contains(&"-t") { self.ctr_tty(&all) } else { self.ctr_with(&all, input) }
+    }
+
+    /// The status column of `ctr tasks ls` for `id`, if it is listed.
+    pub fn status(&self, id: &str) -> Option<String> {
+        let list = self.ctr(&["tasks", "ls"]).ok().out;
+        let line = list.lines().find(|line| line.split_whitespace().next() == Some(id))?;
+        line.split_whitespace().nth(2).map(str::to_string)
+    }
+
+    /// The init's pid.
+    pub fn pid(&self, id: &str) -> i32 {
+        let list = self.ctr(&["tasks", "ls"]).ok().out;
+        let line = list.lines().find(|line| line.split_whitespace().next() == Some(id)).expect("a listed task");
+        line.split_whitespace().nth(1).and_then(|pid| pid.parse().ok()).expect("a pid")
+    }
+
+    /// Pids of the shims that serve this containerd.
+    pub fn shims(&self) -> Vec<i32> {
+        let needle = format!("{}/c.sock", self.dir.path().display());
+        let processes = std::fs::read_dir("/proc").expect("procfs").flatten();
+        let pids = processes.filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok());
+        let is_shim = |pid: &i32| {
+            let line = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+            let line = String::from_utf8_lossy(&line).replace('\0', " ");
+            line.contains("containerd-shim-") && line.contains(&needle)
+        };
+        pids.filter(is_shim).collect()
+    }
+
+    /// What the daemon has logged.
+    pub fn log(&self) -> String {
+        std::fs::read_to_string(self.dir.path().join("log")).unwrap_or_default()
+    }
+}
+
+impl Drop for Containerd {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            let log = self.log();
+            let tail: Vec<&str> = log.lines().rev().take(20).collect();
+            eprintln!("containerd's last words:\n{}", tail.into_iter().rev().collect::<Vec<_>>().join("\n"));
+            if self.daemon.is_some() {
+                for task in self.ctr(&["tasks", "ls", "-q"]).out.split_whitespace() {
+                    self.ctr(&["tasks", "rm", "-f", task]);
+                }
+            }
+        }
+        self.down();
+        for pid in self.shims() {
+            // SAFETY: plain numbers.
+            unsafe { libc::kill(pid, libc::SIGKILL) };
+        }
+        let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+        let prefix = self.dir.path().to_str().expect("utf-8");
+        for mount in mounts.lines().filter_map(|line| line.split(' ').nth(4)).filter(|m| m.starts_with(prefix)) {
+            let _ = Command::new("umount").args(["-l", mount]).status();
+        }
+    }
+}
