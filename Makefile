@@ -5,7 +5,7 @@ PREFIX ?= /usr/local
 # cargo-nextest where it is there: a process per test.
 RUN_TESTS := $(if $(shell command -v cargo-nextest),nextest run --no-fail-fast,test --no-fail-fast)
 
-.PHONY: help demo build test test-reference lint install
+.PHONY: help demo build test test-reference lint audit install
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -33,7 +33,10 @@ lint: ## rustfmt, clippy with warnings as errors, cargo-deny
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy --workspace --all-targets -- -D warnings
 	command -v cargo-deny >/dev/null || $(CARGO) install --locked cargo-deny
-	$(CARGO) deny --log-level error check
+	$(CARGO) deny --log-level error check bans licenses sources
+
+audit: ## cargo-deny's advisories; fetches their database
+	$(CARGO) deny --log-level error check advisories
 
 install: build ## the binaries into PREFIX/bin (/usr/local/bin)
 	install -m 755 target/release/skiff target/release/containerd-shim-skiff-v2 $(DESTDIR)$(PREFIX)/bin/

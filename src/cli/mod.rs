@@ -55,7 +55,7 @@ enum Command {
     /// create and run a container
     Run(run::Run),
     /// execute new process inside the container
-    Exec(exec::Exec),
+    Exec(Box<exec::Exec>),
     /// kill sends the specified signal (default: SIGTERM) to the container's init process
     Kill(kill::Kill),
     /// delete any resources held by the container often used with detached container

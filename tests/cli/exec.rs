@@ -86,7 +86,7 @@ fn a_detached_exec_leaves_a_pid_file() {
     let file = case.bundle.path().join("exec.pid");
     case.detached(&["exec", "-d", "--pid-file", file.to_str().unwrap(), &case.id, "sleep", "99"]).ok();
     let pid = std::fs::read_to_string(&file).unwrap();
-    assert_eq!(std::fs::read_to_string(format!("/proc/{pid}/cmdline")).unwrap(), "sleep\x0099\0");
+    assert_eq!(std::fs::read_to_string(format!("/proc/{pid}/cmdline")).unwrap(), "sleep\x0099\x00");
     let pids = case.cmd(&["ps", "--format", "json", &case.id]).ok().out;
     assert!(pids.contains(&pid), "{pids}");
     done(case);

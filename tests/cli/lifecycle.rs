@@ -43,7 +43,7 @@ fn state_tells_what_the_spec_wants() {
     assert_eq!(state["annotations"], json!({"a": "b"}));
     let pid = state["pid"].as_i64().unwrap();
     let line = std::fs::read_to_string(format!("/proc/{pid}/cmdline")).unwrap();
-    assert_eq!(line, "sleep\0100\0");
+    assert_eq!(line, "sleep\x00100\x00");
     let json = case.cmd(&["ps", "--format", "json", &case.id]).ok().out;
     assert_eq!(serde_json::from_str::<serde_json::Value>(&json).unwrap(), json!([pid]));
     case.cmd(&["kill", &case.id, "KILL"]).ok();
