@@ -328,12 +328,15 @@ async fn move_pages(from: AsyncFd<OwnedFd>, to: AsyncFd<OwnedFd>) -> nix::Result
             Ok(0) => return Ok(()),
             Ok(_) | Err(Errno::EINTR) => {}
             Err(Errno::EAGAIN) => {
-                // splice does not tell which end it was.
-                if ready(from.get_ref(), PollFlags::POLLIN) {
-                    writable.clear_ready();
-                } else {
+                // splice does not tell which end it was, and either may have changed since: readiness is given up only
+                // for an end that is seen not to be ready, as no event would come for one that is.
+                if !ready(from.get_ref(), PollFlags::POLLIN) {
                     readable.clear_ready();
                 }
+                if !ready(to.get_ref(), PollFlags::POLLOUT) {
+                    writable.clear_ready();
+                }
+                tokio::task::yield_now().await;
             }
             Err(errno) => return Err(errno),
         }
