@@ -21,7 +21,7 @@ fn output_survives_a_restart_of_containerd(containerd: &mut Containerd) {
         let done = containerd.ctr(&["tasks", "rm", &id]);
         assert!(done.err.contains('9'), "the exit status is kept: {done:?}");
     } else {
-        containerd.ctr(&["tasks", "rm", &id]);
+        containerd.ctr(&["tasks", "rm", "-f", &id]);
     }
     containerd.ctr(&["containers", "rm", &id]).ok();
 }

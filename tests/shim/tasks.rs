@@ -24,6 +24,10 @@ fn output_and_exit_status(containerd: &mut Containerd) {
 }
 
 fn stdin_reaches_the_container(containerd: &mut Containerd) {
+    if !containerd.is_skiff() {
+        // ctr asks for CloseIO only if its stdin ends after its Create was answered; the Go shim opens stdin before.
+        return;
+    }
     let done = containerd.run_with(&["--rm"], &unique("cat"), &["cat"], "to and fro").ok();
     assert_eq!(done.out, "to and fro");
     let long = "x".repeat(300_000);
