@@ -1,6 +1,7 @@
 //! `delete`: cleans up what is left of a container when its shim is gone. containerd also runs it after every ordinary
 //! removal, so finding nothing is the usual case. It knows only what is in files.
 
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
@@ -21,6 +22,16 @@ pub fn remember_root(bundle: &Path, root: &Path) -> Result<()> {
     let path = bundle.join(ROOT_FILE);
     std::fs::write(&path, root.as_os_str().as_encoded_bytes())
         .map_err(|e| Error::io(format!("write {:?}", path.display().to_string()), &e))
+}
+
+/// A shim that was killed leaves its socket behind. One that still serves others has it in use.
+fn remove_dead_socket(bundle: &Path) {
+    let Ok(address) = std::fs::read_to_string(bundle.join("address")) else { return };
+    let Some(socket) = address.strip_prefix("unix://").map(Path::new) else { return };
+    let refused = UnixStream::connect(socket).is_err_and(|e| e.kind() == std::io::ErrorKind::ConnectionRefused);
+    if refused {
+        let _ = std::fs::remove_file(socket);
+    }
 }
 
 /// Cleans up. The answer is the DeleteResponse that containerd reads from stdout.
@@ -47,6 +58,7 @@ pub fn run(args: &Args) -> Result<Vec<u8>> {
         Err(err) => return Err(err),
     };
     rootfs::unmount_all(&bundle)?;
+    remove_dead_socket(&bundle);
     let response = DeleteResponse {
         pid: pid.unsigned_abs(),
         exit_status: 137,

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
-use crate::{Done, eventually, image, run};
+use crate::{Done, eventually, image, run, unique};
 
 /// Which containerd.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -22,6 +22,7 @@ pub struct Containerd {
     shim_dir: PathBuf,
     daemon: Option<Child>,
     runtime: String,
+    namespace: String,
 }
 
 fn binaries(version: Version) -> PathBuf {
@@ -41,7 +42,8 @@ impl Containerd {
         let dir = tempfile::Builder::new().prefix("ctd-").tempdir().expect("a temporary directory");
         let runtime = std::env::var("SHIM_UNDER_TEST").unwrap_or_else(|_| "io.containerd.skiff.v2".into());
         let shim_dir = shim.parent().expect("a shim in a directory").to_path_buf();
-        let mut containerd = Containerd { dir, bin: binaries(version), shim_dir, daemon: None, runtime };
+        let namespace = unique("ns");
+        let mut containerd = Containerd { dir, bin: binaries(version), shim_dir, daemon: None, runtime, namespace };
         let at = containerd.dir.path().display();
         let config = format!(
             "version = 2\nroot = \"{at}/root\"\nstate = \"{at}/state\"\ndisabled_plugins = [\"io.containerd.grpc.v1.cri\"]\n\
@@ -101,7 +103,7 @@ impl Containerd {
 
     fn command(&self) -> Command {
         let mut command = Command::new(self.bin.join("ctr"));
-        command.env("CONTAINERD_ADDRESS", self.dir.path().join("c.sock")).env("CONTAINERD_NAMESPACE", "test");
+        command.env("CONTAINERD_ADDRESS", self.dir.path().join("c.sock")).env("CONTAINERD_NAMESPACE", &self.namespace);
         command
     }
 
@@ -121,7 +123,7 @@ impl Containerd {
             .collect();
         let mut command = Command::new("script");
         command.args(["-qec", &line.join(" "), "/dev/null"]);
-        command.env("CONTAINERD_ADDRESS", self.dir.path().join("c.sock")).env("CONTAINERD_NAMESPACE", "test");
+        command.env("CONTAINERD_ADDRESS", self.dir.path().join("c.sock")).env("CONTAINERD_NAMESPACE", &self.namespace);
         run(&mut command, "")
     }
 
@@ -191,6 +193,13 @@ impl Drop for Containerd {
         let prefix = self.dir.path().to_str().expect("utf-8");
         for mount in mounts.lines().filter_map(|line| line.split(' ').nth(4)).filter(|m| m.starts_with(prefix)) {
             let _ = Command::new("umount").args(["-l", mount]).status();
+        }
+        // Runtimes leave the parents of a container's cgroup and state directory.
+        let hierarchies = std::fs::read_dir("/sys/fs/cgroup").into_iter().flatten().flatten();
+        for parent in
+            hierarchies.map(|entry| entry.path()).chain(["/run/containerd/runc", "/sys/fs/cgroup"].map(PathBuf::from))
+        {
+            let _ = std::fs::remove_dir(parent.join(&self.namespace));
         }
     }
 }
