@@ -2,6 +2,7 @@
 //! but for those that say why not.
 
 mod protocol;
+mod raw;
 mod restart;
 mod tasks;
 

@@ -1,0 +1,377 @@
+//! The Task service without containerd: a client of our own drives each call in each state.
+
+use std::io::{Read, Write};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::thread::JoinHandle;
+
+use containerd_shim_protos::api::{
+    CheckpointTaskRequest, CloseIORequest, ConnectRequest, CreateTaskRequest, DeleteRequest, ExecProcessRequest,
+    KillRequest, PauseRequest, PidsRequest, ResizePtyRequest, ResumeRequest, ShutdownRequest, StartRequest,
+    StateRequest, StateResponse, StatsRequest, Status, UpdateTaskRequest, WaitRequest,
+};
+use containerd_shim_protos::protobuf::well_known_types::any::Any;
+use containerd_shim_protos::protobuf::{Message, MessageField};
+use containerd_shim_protos::ttrpc::context::{Context, with_timeout};
+use containerd_shim_protos::ttrpc::{self, Code};
+use containerd_shim_protos::{Client, TaskClient};
+use skiff_test_support::{Bundle, LeakCheck, eventually, unique};
+
+/// A daemon of skiff's shim in a bundle of its own.
+struct Daemon {
+    bundle: Bundle,
+    id: String,
+    address: String,
+    client: TaskClient,
+}
+
+fn context() -> Context {
+    with_timeout(30_000_000_000)
+}
+
+impl Daemon {
+    fn start(args: &[&str]) -> Daemon {
+        Daemon::with(Bundle::new(args))
+    }
+
+    fn with(bundle: Bundle) -> Daemon {
+        bundle.write();
+        let id = unique("rawtest");
+        let output = Command::new(env!("CARGO_BIN_EXE_containerd-shim-skiff-v2"))
+            .args(["-namespace", "raw", "-publish-binary", "/bin/true", "-id", &id, "-address"])
+            .arg(bundle.path().join("none.sock"))
+            .arg("start")
+            .current_dir(bundle.path())
+            .env_remove("TTRPC_ADDRESS")
+            .stdin(std::process::Stdio::null())
+            .output()
+            .expect("the shim starts");
+        let address = String::from_utf8(output.stdout).expect("an address");
+        let client = TaskClient::new(Client::connect(&address).unwrap_or_else(|e| panic!("{address}: {e}")));
+        Daemon { bundle, id, address, client }
+    }
+
+    fn connect(&self) -> TaskClient {
+        TaskClient::new(Client::connect(&self.address).expect("it listens"))
+    }
+
+    fn fifo(&self, name: &str) -> PathBuf {
+        let path = self.bundle.path().join(name);
+        assert!(Command::new("mkfifo").arg(&path).status().expect("mkfifo").success());
+        path
+    }
+
+    fn create_with(&self, streams: [&Path; 3]) -> ttrpc::Result<u32> {
+        let text = |path: &Path| path.display().to_string();
+        let request = CreateTaskRequest {
+            id: self.id.clone(),
+            bundle: text(self.bundle.path()),
+            stdin: text(streams[0]),
+            stdout: text(streams[1]),
+            stderr: text(streams[2]),
+            ..CreateTaskRequest::default()
+        };
+        self.client.create(context(), &request).map(|response| response.pid)
+    }
+
+    fn create(&self) -> ttrpc::Result<u32> {
+        self.create_with([Path::new(""); 3])
+    }
+
+    fn begin(&self, exec_id: &str) -> ttrpc::Result<u32> {
+        let request = StartRequest { id: self.id.clone(), exec_id: exec_id.into(), ..StartRequest::default() };
+        self.client.start(context(), &request).map(|response| response.pid)
+    }
+
+    fn exec(&self, exec_id: &str, args: &[&str]) -> ttrpc::Result<()> {
+        let process = serde_json::json!({"args": args, "cwd": "/", "env": ["PATH=/bin"], "user": {"uid": 0, "gid": 0}});
+        let spec = Any { value: process.to_string().into_bytes(), ..Any::default() };
+        let request = ExecProcessRequest {
+            id: self.id.clone(),
+            exec_id: exec_id.into(),
+            spec: MessageField::some(spec),
+            ..ExecProcessRequest::default()
+        };
+        self.client.exec(context(), &request).map(drop)
+    }
+
+    fn state(&self, exec_id: &str) -> ttrpc::Result<StateResponse> {
+        let request = StateRequest { id: self.id.clone(), exec_id: exec_id.into(), ..StateRequest::default() };
+        self.client.state(context(), &request)
+    }
+
+    fn status(&self, exec_id: &str) -> Status {
+        self.state(exec_id).expect("a state").status.enum_value().expect("a known status")
+    }
+
+    fn kill(&self, exec_id: &str, signal: u32, all: bool) -> ttrpc::Result<()> {
+        let request =
+            KillRequest { id: self.id.clone(), exec_id: exec_id.into(), signal, all, ..KillRequest::default() };
+        self.client.kill(context(), &request).map(drop)
+    }
+
+    fn wait(&self, exec_id: &str) -> ttrpc::Result<u32> {
+        let request = WaitRequest { id: self.id.clone(), exec_id: exec_id.into(), ..WaitRequest::default() };
+        self.client.wait(context(), &request).map(|response| response.exit_status)
+    }
+
+    fn delete(&self, exec_id: &str) -> ttrpc::Result<u32> {
+        let request = DeleteRequest { id: self.id.clone(), exec_id: exec_id.into(), ..DeleteRequest::default() };
+        self.client.delete(context(), &request).map(|response| response.exit_status)
+    }
+
+    /// Shutdown, after which nothing may be left.
+    fn end(self) {
+        self.client.shutdown(context(), &ShutdownRequest::default()).expect("shutdown answers");
+        let socket = PathBuf::from(self.address.trim_start_matches("unix://"));
+        eventually("the daemon and its socket are gone", || !socket.exists());
+        LeakCheck::new(&[&self.id, &self.bundle.path().display().to_string()]).end();
+    }
+}
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            let _ = self.kill("", 9, true);
+            let line = self.bundle.path().join("none.sock");
+            let _ = Command::new("pkill").args(["-KILL", "-f"]).arg(line).status();
+        }
+        // Only when it is empty: other tests may be at it.
+        let _ = std::fs::remove_dir("/run/containerd/runc/raw");
+    }
+}
+
+#[track_caller]
+fn refused<T: std::fmt::Debug>(result: ttrpc::Result<T>, code: Code) {
+    match result {
+        Err(ttrpc::Error::RpcStatus(status)) => assert_eq!(status.code.enum_value(), Ok(code), "{}", status.message),
+        other => panic!("{code:?} was expected, not {other:?}"),
+    }
+}
+
+/// Reads a FIFO to its end, from a thread.
+fn reader(path: &Path) -> JoinHandle<String> {
+    let path = path.to_path_buf();
+    std::thread::spawn(move || std::fs::read_to_string(path).expect("a FIFO"))
+}
+
+#[test]
+fn a_life_on_fifos() {
+    let daemon = Daemon::start(&["sh", "-c", "echo out; echo err >&2; exit 9"]);
+    let (out, err) = (daemon.fifo("out"), daemon.fifo("err"));
+    let (out_read, err_read) = (reader(&out), reader(&err));
+    let pid = daemon.create_with([Path::new(""), &out, &err]).unwrap();
+    assert_eq!(daemon.status(""), Status::CREATED);
+    let connected = daemon.client.connect(context(), &ConnectRequest { id: daemon.id.clone(), ..Default::default() });
+    assert_eq!(connected.unwrap().task_pid, pid);
+    let waiter = {
+        let (client, id) = (daemon.connect(), daemon.id.clone());
+        std::thread::spawn(move || client.wait(context(), &WaitRequest { id, ..Default::default() }))
+    };
+    assert_eq!(daemon.begin("").unwrap(), pid);
+    assert_eq!(waiter.join().unwrap().unwrap().exit_status, 9);
+    assert_eq!(daemon.wait("").unwrap(), 9, "Wait answers after the exit too");
+    let state = daemon.state("").unwrap();
+    assert_eq!((state.status.enum_value(), state.exit_status, state.pid), (Ok(Status::STOPPED), 9, pid));
+    let pids = daemon.client.pids(context(), &PidsRequest { id: daemon.id.clone(), ..Default::default() }).unwrap();
+    assert_eq!(pids.processes.iter().map(|p| p.pid).collect::<Vec<_>>(), [pid], "until it is deleted");
+    daemon.client.stats(context(), &StatsRequest { id: daemon.id.clone(), ..Default::default() }).unwrap();
+    refused(daemon.kill("", 9, false), Code::NOT_FOUND);
+    refused(daemon.begin(""), Code::FAILED_PRECONDITION);
+    refused(daemon.exec("late", &["true"]), Code::FAILED_PRECONDITION);
+    assert_eq!(daemon.delete("").unwrap(), 9);
+    refused(daemon.delete(""), Code::NOT_FOUND);
+    assert_eq!((out_read.join().unwrap().as_str(), err_read.join().unwrap().as_str()), ("out\n", "err\n"));
+    daemon.end();
+}
+
+#[test]
+fn unknown_ids_are_not_found_and_connect_never_fails() {
+    let daemon = Daemon::start(&["true"]);
+    let id = || "unknown".to_string();
+    let c = &daemon.client;
+    refused(c.state(context(), &StateRequest { id: id(), ..Default::default() }), Code::NOT_FOUND);
+    refused(c.start(context(), &StartRequest { id: id(), ..Default::default() }), Code::NOT_FOUND);
+    refused(c.delete(context(), &DeleteRequest { id: id(), ..Default::default() }), Code::NOT_FOUND);
+    refused(c.pids(context(), &PidsRequest { id: id(), ..Default::default() }), Code::NOT_FOUND);
+    refused(c.pause(context(), &PauseRequest { id: id(), ..Default::default() }), Code::NOT_FOUND);
+    refused(c.resume(context(), &ResumeRequest { id: id(), ..Default::default() }), Code::NOT_FOUND);
+    refused(c.kill(context(), &KillRequest { id: id(), ..Default::default() }), Code::NOT_FOUND);
+    refused(c.wait(context(), &WaitRequest { id: id(), ..Default::default() }), Code::NOT_FOUND);
+    refused(c.stats(context(), &StatsRequest { id: id(), ..Default::default() }), Code::NOT_FOUND);
+    refused(c.close_io(context(), &CloseIORequest { id: id(), ..Default::default() }), Code::NOT_FOUND);
+    refused(c.resize_pty(context(), &ResizePtyRequest { id: id(), ..Default::default() }), Code::NOT_FOUND);
+    refused(c.update(context(), &UpdateTaskRequest { id: id(), ..Default::default() }), Code::UNIMPLEMENTED);
+    refused(c.checkpoint(context(), &CheckpointTaskRequest { id: id(), ..Default::default() }), Code::UNIMPLEMENTED);
+    let connected = c.connect(context(), &ConnectRequest { id: id(), ..Default::default() }).unwrap();
+    assert_eq!(connected.task_pid, 0);
+    assert_ne!(connected.shim_pid, 0);
+    daemon.end();
+}
+
+#[test]
+fn both_versions_of_the_service_answer() {
+    let daemon = Daemon::start(&["true"]);
+    let client = Client::connect(&daemon.address).unwrap();
+    for service in ["containerd.task.v2.Task", "containerd.task.v3.Task"] {
+        let request = ttrpc::Request {
+            service: service.into(),
+            method: "Connect".into(),
+            timeout_nano: 5_000_000_000,
+            payload: ConnectRequest { id: "x".into(), ..Default::default() }.write_to_bytes().unwrap(),
+            ..Default::default()
+        };
+        client.request(request).unwrap_or_else(|e| panic!("{service}: {e}"));
+    }
+    daemon.end();
+}
+
+#[test]
+fn a_created_container_can_be_killed_or_deleted() {
+    let daemon = Daemon::start(&["sleep", "1000"]);
+    daemon.create().unwrap();
+    daemon.kill("", 9, false).unwrap();
+    assert_eq!(daemon.wait("").unwrap(), 137);
+    assert_eq!(daemon.delete("").unwrap(), 137);
+    daemon.create().unwrap();
+    assert_eq!(daemon.delete("").unwrap(), 0);
+    daemon.end();
+}
+
+#[test]
+fn a_running_container_keeps_to_the_table() {
+    let daemon = Daemon::start(&["sleep", "1000"]);
+    daemon.create().unwrap();
+    refused(daemon.create(), Code::ALREADY_EXISTS);
+    daemon.begin("").unwrap();
+    refused(daemon.begin(""), Code::FAILED_PRECONDITION);
+    refused(daemon.delete(""), Code::FAILED_PRECONDITION);
+    daemon.exec("e", &["sh", "-c", "exit 5"]).unwrap();
+    refused(daemon.exec("e", &["true"]), Code::ALREADY_EXISTS);
+    assert_eq!(daemon.status("e"), Status::CREATED);
+    refused(daemon.kill("e", 9, false), Code::FAILED_PRECONDITION);
+    daemon.begin("e").unwrap();
+    assert_eq!(daemon.wait("e").unwrap(), 5);
+    assert_eq!(daemon.status("e"), Status::STOPPED);
+    refused(daemon.kill("e", 9, false), Code::NOT_FOUND);
+    assert_eq!(daemon.delete("e").unwrap(), 5);
+    refused(daemon.state("e"), Code::NOT_FOUND);
+    daemon.exec("bad", &["no-such-program"]).unwrap();
+    refused(daemon.begin("bad"), Code::INVALID_ARGUMENT);
+    daemon.wait("bad").expect("a failed start ends the wait");
+    daemon.delete("bad").expect("and can be deleted");
+    daemon.exec("forked", &["sh", "-c", "sleep 999 & exit 0"]).unwrap();
+    daemon.begin("forked").unwrap();
+    assert_eq!(daemon.wait("forked").unwrap(), 0);
+    daemon.delete("forked").unwrap();
+    daemon.kill("", 15, true).unwrap();
+    // sleep is init here and does not mind SIGTERM.
+    daemon.kill("", 9, true).unwrap();
+    assert_eq!(daemon.wait("").unwrap(), 137);
+    daemon.delete("").unwrap();
+    daemon.end();
+}
+
+#[test]
+fn bad_input_leaves_nothing_and_the_shim_lives_on() {
+    let daemon = Daemon::start(&["true"]);
+    let config = daemon.bundle.path().join("config.json");
+    let good = std::fs::read(&config).unwrap();
+    for bad in ["{", "[]", "{}", r#"{"ociVersion":"1.0.0","process":{"args":1}}"#] {
+        std::fs::write(&config, bad).unwrap();
+        refused(daemon.create(), Code::INVALID_ARGUMENT);
+    }
+    std::fs::remove_file(&config).unwrap();
+    refused(daemon.create(), Code::NOT_FOUND);
+    std::fs::write(&config, &good).unwrap();
+    daemon.create_with([Path::new("/no/such/fifo"), Path::new(""), Path::new("")]).unwrap_err();
+    refused(daemon.create_with([Path::new(""), Path::new("moon:///x"), Path::new("")]), Code::INVALID_ARGUMENT);
+    daemon.create().unwrap();
+    daemon.begin("").unwrap();
+    assert_eq!(daemon.wait("").unwrap(), 0);
+    daemon.delete("").unwrap();
+    daemon.end();
+}
+
+#[test]
+fn stdin_goes_on_until_close_io() {
+    let daemon = Daemon::start(&["cat"]);
+    let (stdin, out) = (daemon.fifo("in"), daemon.fifo("out"));
+    let output = reader(&out);
+    daemon.create_with([&stdin, &out, Path::new("")]).unwrap();
+    daemon.begin("").unwrap();
+    for text in ["one ", "two "] {
+        // A client that goes away does not end the stream.
+        std::fs::OpenOptions::new().write(true).open(&stdin).unwrap().write_all(text.as_bytes()).unwrap();
+    }
+    std::thread::sleep(std::time::Duration::from_millis(200));
+    assert_eq!(daemon.status(""), Status::RUNNING);
+    let close = CloseIORequest { id: daemon.id.clone(), stdin: true, ..Default::default() };
+    daemon.client.close_io(context(), &close).unwrap();
+    assert_eq!(daemon.wait("").unwrap(), 0);
+    daemon.delete("").unwrap();
+    assert_eq!(output.join().unwrap(), "one two ");
+    daemon.end();
+}
+
+#[test]
+fn output_waits_for_a_reader_that_comes_back() {
+    let daemon = Daemon::start(&["sh", "-c", "seq 1 100000; exit 4"]);
+    let out = daemon.fifo("out");
+    let first = {
+        let out = out.clone();
+        std::thread::spawn(move || {
+            let mut buffer = vec![0u8; 1000];
+            let mut file = std::fs::File::open(out).unwrap();
+            file.read_exact(&mut buffer).unwrap();
+            buffer
+        })
+    };
+    daemon.create_with([Path::new(""), &out, Path::new("")]).unwrap();
+    daemon.begin("").unwrap();
+    let mut text = first.join().unwrap();
+    // Nobody reads for a while: as when containerd is restarted.
+    std::thread::sleep(std::time::Duration::from_millis(300));
+    assert_eq!(daemon.status(""), Status::RUNNING, "it waits for its reader");
+    let rest = reader(&out);
+    assert_eq!(daemon.wait("").unwrap(), 4);
+    daemon.delete("").unwrap();
+    text.extend(rest.join().unwrap().bytes());
+    let want: String = (1..=100_000).map(|n| format!("{n}\n")).collect();
+    assert!(text == want.as_bytes(), "not a byte is lost: {} of {}", text.len(), want.len());
+    daemon.end();
+}
+
+#[test]
+fn a_client_that_goes_away_changes_nothing() {
+    let daemon = Daemon::start(&["sleep", "1000"]);
+    let gone = daemon.connect();
+    let request = CreateTaskRequest {
+        id: daemon.id.clone(),
+        bundle: daemon.bundle.path().display().to_string(),
+        ..Default::default()
+    };
+    // The client gives up at once; what it asked for is done all the same.
+    let _ = gone.create(with_timeout(1_000_000), &request);
+    drop(gone);
+    eventually("the container is there", || daemon.state("").is_ok());
+    daemon.begin("").unwrap();
+    daemon.kill("", 9, false).unwrap();
+    assert_eq!(daemon.wait("").unwrap(), 137);
+    daemon.delete("").unwrap();
+    daemon.end();
+}
+
+#[test]
+fn shutdown_is_refused_while_there_are_containers_and_remembered() {
+    let daemon = Daemon::start(&["sleep", "1000"]);
+    daemon.create().unwrap();
+    daemon.client.shutdown(context(), &ShutdownRequest::default()).unwrap();
+    daemon.begin("").unwrap();
+    daemon.kill("", 9, false).unwrap();
+    daemon.wait("").unwrap();
+    daemon.delete("").unwrap();
+    let socket = PathBuf::from(daemon.address.trim_start_matches("unix://"));
+    eventually("the daemon ends by itself", || !socket.exists());
+    LeakCheck::new(&[&daemon.id]).end();
+}
