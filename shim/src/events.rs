@@ -26,6 +26,8 @@ pub struct Events {
 
 struct Queue {
     namespace: String,
+    /// Somebody is there to send to.
+    published: bool,
     envelopes: RefCell<VecDeque<Envelope>>,
     filled: Notify,
     emptied: Notify,
@@ -36,6 +38,7 @@ impl Events {
     pub fn new(namespace: &str, address: Option<String>) -> Events {
         let queue = Rc::new(Queue {
             namespace: namespace.to_string(),
+            published: address.is_some(),
             envelopes: RefCell::default(),
             filled: Notify::new(),
             emptied: Notify::new(),
@@ -48,6 +51,9 @@ impl Events {
 
     /// Queues an event; `topic` is e.g. `/tasks/exit`.
     pub fn send<M: MessageFull>(&self, topic: &str, event: &M) {
+        if !self.queue.published {
+            return;
+        }
         let Ok(value) = event.write_to_bytes() else { return };
         let any = Any { type_url: M::descriptor().full_name().to_string(), value, ..Any::default() };
         let envelope = Envelope {
