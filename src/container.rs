@@ -82,6 +82,8 @@ struct Underway {
 struct Made {
     dir: Dir,
     cgroup: Option<Cgroup>,
+    /// Without a mount namespace: the rootfs, and what was mounted below it before.
+    host_mounts: Option<(PathBuf, Vec<PathBuf>)>,
     keep: bool,
 }
 
@@ -89,6 +91,9 @@ impl Drop for Made {
     fn drop(&mut self) {
         if self.keep {
             return;
+        }
+        if let Some((rootfs, before)) = &self.host_mounts {
+            unmount_below(rootfs, before);
         }
         if let Some(cgroup) = &self.cgroup
             && let Err(err) = cgroup.kill(libc::SIGKILL).and_then(|()| cgroup.remove())
@@ -133,7 +138,7 @@ pub struct Exec {
     pub stdio: Stdio,
     /// Pass fds 3..3+n of the caller on.
     pub preserve_fds: u32,
-    /// `controller:path` or `path` below the container's cgroup (runc exec --cgroup).
+    /// `controller[,controller]:path`, or one `path` for all, below the container's cgroup.
     pub cgroups: Vec<String>,
     /// Run although the container is paused.
     pub ignore_paused: bool,
@@ -207,7 +212,13 @@ pub fn create(request: Create, spec: &Spec) -> Result<Creating> {
     )?;
     check_preserved(request.preserve_fds)?;
     let filter = plan.seccomp.as_ref().map(seccomp::compile).transpose()?;
-    let mut made = Made { dir: Dir::reserve(&request.root, &request.id)?, cgroup: None, keep: false };
+    let mut made =
+        Made { dir: Dir::reserve(&request.root, &request.id)?, cgroup: None, host_mounts: None, keep: false };
+    if !plan.rootfs.mount_namespace {
+        let rootfs = plan_rootfs(&plan);
+        let before = mounts_below(&rootfs);
+        made.host_mounts = Some((rootfs, before));
+    }
     let cgroup = made.cgroup.insert(Cgroup::create(&plan.cgroup)?);
     cgroup.apply(&plan.cgroup)?;
     let gate = match request.gate {
@@ -217,7 +228,8 @@ pub fn create(request: Create, spec: &Spec) -> Result<Creating> {
             None
         }
     };
-    let state = new_state(&request.id, &bundle, spec, &plan, filter, cgroup);
+    let mut state = new_state(&request.id, &bundle, spec, &plan, filter, cgroup);
+    state.skiff.mounts_before = made.host_mounts.as_ref().map(|(_, before)| before.clone());
     let birth = init::begin(init::Begin {
         filter: state.skiff.seccomp.as_ref(),
         cgroup,
@@ -231,6 +243,28 @@ pub fn create(request: Create, spec: &Spec) -> Result<Creating> {
         plan,
     })?;
     Ok(Creating(Some(Underway { birth, made, state, gate: request.gate })))
+}
+
+fn plan_rootfs(plan: &Plan) -> PathBuf {
+    use std::os::unix::ffi::OsStrExt;
+    PathBuf::from(std::ffi::OsStr::from_bytes(plan.rootfs.path.to_bytes()))
+}
+
+/// Mount points strictly below `rootfs`, in the order of their making.
+fn mounts_below(rootfs: &Path) -> Vec<PathBuf> {
+    let rootfs = std::fs::canonicalize(rootfs).unwrap_or_else(|_| rootfs.to_path_buf());
+    let mounts = crate::host::mount_points();
+    mounts.into_iter().filter(|at| at.starts_with(&rootfs) && *at != rootfs).collect()
+}
+
+/// Takes back what a container without a mount namespace has mounted in its rootfs.
+fn unmount_below(rootfs: &Path, before: &[PathBuf]) {
+    for at in mounts_below(rootfs).iter().rev().filter(|at| !before.contains(at)) {
+        let flags = nix::mount::MntFlags::MNT_DETACH | nix::mount::MntFlags::UMOUNT_NOFOLLOW;
+        if let Err(errno) = nix::mount::umount2(at, flags) {
+            log::warn!("unmount {at:?}: {}", crate::error::errno_text(errno));
+        }
+    }
 }
 
 fn absolute(bundle: &Path) -> Result<PathBuf> {
@@ -269,7 +303,7 @@ fn new_state(
         init_process_pid: 0,
         init_process_start: 0,
         created: created.format(&time::format_description::well_known::Rfc3339).unwrap_or_default(),
-        config: Config { rootfs: PathBuf::from(plan.rootfs.path.to_string_lossy().into_owned()), labels },
+        config: Config { rootfs: plan_rootfs(plan), labels },
         rootless: false,
         cgroup_paths: cgroup.paths().clone(),
         namespace_paths: BTreeMap::new(),
@@ -285,6 +319,9 @@ fn new_state(
             hooks,
             seccomp: filter,
             keyring: plan.keyring.is_some(),
+            mounts_before: None,
+            personality: plan.process.personality,
+            memory_policy: plan.process.memory_policy.clone(),
         },
     }
 }
@@ -482,19 +519,20 @@ impl Container {
             }
             _ => {}
         }
-        if !request.cgroups.is_empty() {
-            return Err(Error::new(Kind::Unsupported, "exec in a cgroup below the container's: not supported yet"));
-        }
+        let below = (!request.cgroups.is_empty()).then(|| self.cgroup.below(&request.cgroups)).transpose()?;
         check_preserved(request.preserve_fds)?;
         let terminal = matches!(request.stdio, Stdio::Terminal);
-        let plan = plan::process::plan("process", &request.process, terminal)?;
+        let mut plan = plan::process::plan("process", &request.process, terminal)?;
         let own = &self.state.skiff;
+        plan.personality = own.personality;
+        plan.memory_policy = own.memory_policy.clone();
         let keyring = own.keyring.then(|| plan::cstring("id", format!("_ses.{}", self.state.id))).transpose()?;
         exec::begin(exec::Begin {
             plan,
             filter: own.seccomp.as_ref(),
-            cgroup: &self.cgroup,
+            cgroup: below.as_ref().unwrap_or(&self.cgroup),
             init: self.init()?,
+            init_pid: self.state.init_process_pid,
             namespaces: own.namespaces,
             stdio: match request.stdio {
                 Stdio::Fds(fds) => Some(fds),
@@ -502,6 +540,7 @@ impl Container {
             },
             preserve_fds: request.preserve_fds,
             keyring,
+            state: hook_state(&self.state),
         })
         .map(Execing)
     }
@@ -570,6 +609,9 @@ impl Container {
         }
         self.cgroup.kill(libc::SIGKILL)?;
         self.cgroup.remove()?;
+        if let Some(before) = &self.state.skiff.mounts_before {
+            unmount_below(self.rootfs(), before);
+        }
         self.dir.remove()?;
         for (at, hook) in self.state.skiff.hooks.poststop().iter().flatten().enumerate() {
             let state = hook_json(&self.state, 0, "stopped");

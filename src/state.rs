@@ -15,6 +15,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::{CONTAINER_DOES_NOT_EXIST, CONTAINER_ID_EXISTS, INVALID_ID};
 use crate::launch::seccomp::Filter;
+use crate::plan::process::MemoryPolicy;
 use crate::{Error, Kind, Result};
 
 /// state.json. The fields before `skiff` are runc's, which other programs read.
@@ -74,6 +75,15 @@ pub struct Own {
     pub seccomp: Option<Filter>,
     /// Its processes get a session keyring of their own.
     pub keyring: bool,
+    /// Without a mount namespace: what was mounted below the rootfs before the container was made.
+    #[serde(default)]
+    pub mounts_before: Option<Vec<PathBuf>>,
+    /// The execution domain of its processes.
+    #[serde(default)]
+    pub personality: Option<u64>,
+    /// The NUMA policy of its processes.
+    #[serde(default)]
+    pub memory_policy: Option<MemoryPolicy>,
 }
 
 /// The FIFO that `start` writes to; there until the container is started.

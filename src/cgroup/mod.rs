@@ -5,11 +5,13 @@ mod dir;
 pub mod stats;
 
 use std::collections::BTreeMap;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
+use nix::fcntl::OFlag;
+use nix::sys::stat::Mode;
 
 use crate::plan::cgroup::{CgroupPlan, Write};
 use crate::{Error, Kind, Result};
@@ -67,6 +69,41 @@ impl Cgroup {
         Ok(Cgroup { paths: paths.clone(), dirs })
     }
 
+    /// Cgroups below this one that exist already: each of `paths` is `controller[,controller]:path`, or a single
+    /// `path` for all. Errors name what is wrong with one of them; nothing above this cgroup can be named.
+    pub fn below(&self, paths: &[String]) -> Result<Cgroup> {
+        let bad = |cause: String| Error::invalid("--cgroup", cause);
+        let mut wanted: BTreeMap<&str, &str> = BTreeMap::new();
+        for arg in paths {
+            let (controllers, path) = match arg.split_once(':') {
+                Some(split) => split,
+                None if paths.len() == 1 => ("", arg.as_str()),
+                None => return Err(bad(format!("{arg}: the controller: before the path is missing"))),
+            };
+            if arg.contains(':') && controllers.split(',').any(str::is_empty) {
+                return Err(bad(format!("{arg}: the controller: before the path is empty")));
+            }
+            for controller in controllers.split(',') {
+                if wanted.insert(controller, path).is_some() {
+                    return Err(bad(format!("controller {controller} is named twice")));
+                }
+            }
+        }
+        if let Some(unknown) = wanted.keys().find(|name| !name.is_empty() && !self.paths.contains_key(**name)) {
+            return Err(bad(format!("unknown controller {unknown}")));
+        }
+        let mut out = self.paths.clone();
+        for (controller, dir) in &mut out {
+            let Some(path) = wanted.get(controller.as_str()).or_else(|| wanted.get("")) else { continue };
+            let path = std::path::Path::new(path.trim_start_matches('/'));
+            if path.components().any(|part| !matches!(part, std::path::Component::Normal(_))) {
+                return Err(bad(format!("bad sub cgroup path: {} is not a sub cgroup path", path.display())));
+            }
+            dir.push(path);
+        }
+        Cgroup::open(&out)
+    }
+
     /// Controller to absolute path of the directory; the key is "" on v2.
     pub fn paths(&self) -> &BTreeMap<String, PathBuf> {
         &self.paths
@@ -86,10 +123,7 @@ impl Cgroup {
     pub fn attach(&self, pid: i32) -> Result<()> {
         for dir in &self.dirs {
             dir.write("cgroup.procs", &pid.to_string()).map_err(|errno| {
-                Error::sys(
-                    format!("unable to apply cgroup configuration: move process {pid} to {:?}", dir.path()),
-                    errno,
-                )
+                Error::sys(format!("unable to apply cgroup configuration: adding pid {pid} to {:?}", dir.path()), errno)
             })?;
         }
         Ok(())
@@ -302,6 +336,16 @@ impl Cgroup {
     pub fn file(&self, controller: &str, name: &str) -> Option<PathBuf> {
         self.controller(controller).map(|dir| dir.path().join(name))
     }
+}
+
+/// The v2 cgroup that a process is in now.
+pub fn of_process(pid: i32) -> nix::Result<OwnedFd> {
+    let text = std::fs::read_to_string(format!("/proc/{pid}/cgroup")).map_err(|_| Errno::ESRCH)?;
+    let path = text.lines().find_map(|line| line.strip_prefix("0::")).ok_or(Errno::ENOENT)?;
+    let host = crate::host::Cgroups::read().map_err(|_| Errno::ENOENT)?;
+    let dir = host.v2.ok_or(Errno::ENOENT)?.mountpoint.join(path.trim_start_matches('/'));
+    let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+    nix::fcntl::open(&dir, flags, Mode::empty())
 }
 
 fn swappable(err: &Error) -> bool {

@@ -53,6 +53,12 @@ fn birth(exec: &Exec<'_>, report: &Report) -> Result<std::convert::Infallible, F
     if exec.wait_for_parent {
         report.wait().at(Step::Parent)?;
     }
+    match &plan.affinity.last {
+        Some(mask) => sys::set_affinity(0, mask).at(Step::Affinity)?,
+        None => {
+            let _ = sys::set_affinity(0, &sys::ALL_PROCESSORS);
+        }
+    }
     if exec.namespaces != 0 {
         clone::setns(exec.init.as_fd(), exec.namespaces).at(Step::Join)?;
     }
@@ -76,13 +82,9 @@ fn birth(exec: &Exec<'_>, report: &Report) -> Result<std::convert::Infallible, F
         }
     }
     drop(root);
-    if !exec.in_user_namespace {
-        for (at, (resource, soft, hard)) in plan.rlimits.iter().enumerate() {
-            sys::prlimit(0, *resource, *soft, *hard).at_item(Step::Rlimit, at)?;
-        }
-    }
     let filter = exec.filter.as_ref().map(|(program, flags)| (program.as_slice(), *flags));
-    let ready = identity::become_user(plan, filter, exec.in_user_namespace)?;
+    let limits = identity::Limits { own: !exec.in_user_namespace };
+    let ready = identity::become_user(plan, filter, exec.in_user_namespace, limits, report)?;
     let mut env = plan.env.clone();
     init::env_push(&mut env, ready.home);
     sys::cloexec_from(3 + exec.preserve_fds).at(Step::Descriptors)?;
@@ -90,8 +92,8 @@ fn birth(exec: &Exec<'_>, report: &Report) -> Result<std::convert::Infallible, F
         sys::set_cloexec(fd, false).at(Step::Descriptors)?;
     }
     report.send(&Record::Execing).at(Step::Parent)?;
-    if plan.no_new_privs {
-        identity::install(filter)?;
+    if plan.no_new_privs && !identity::notifies(filter) {
+        identity::install(filter, report)?;
     }
     let errno: Errno = sys::execve(&ready.program, &plan.argv, &env);
     Err(Failure::new(Step::Execve, 0, errno))

@@ -85,6 +85,8 @@ fn birth(init: Init<'_>, report: Report) -> Result<(), (Failure, Report)> {
 fn create(init: &Init<'_>, report: &Report) -> Result<(identity::Ready, Option<OwnedFd>), Failure> {
     let plan = init.plan;
     report.wait().at(Step::Parent)?;
+    // Which processors the caller was confined to is not the container's affair: its cpuset decides.
+    let _ = sys::set_affinity(0, &sys::ALL_PROCESSORS);
     namespaces(init, report)?;
     umask(Mode::empty());
     let _ = nix::unistd::setsid();
@@ -156,7 +158,13 @@ fn create(init: &Init<'_>, report: &Report) -> Result<(identity::Ready, Option<O
         (None, None) => {}
     }
     let filter = init.filter.as_ref().map(|(program, flags)| (program.as_slice(), *flags));
-    let ready = identity::become_user(&plan.process, filter, plan.namespaces.has(Kind::User))?;
+    let ready = identity::become_user(
+        &plan.process,
+        filter,
+        plan.namespaces.has(Kind::User),
+        identity::Limits { own: false },
+        report,
+    )?;
     Ok((ready, slave))
 }
 
@@ -242,8 +250,9 @@ fn start(
         sys::set_cloexec(fd, false).at(Step::Descriptors)?;
     }
     report.send(&Record::Execing).at(Step::Parent)?;
-    if plan.process.no_new_privs {
-        identity::install(filter.as_ref().map(|(program, flags)| (program.as_slice(), *flags)))?;
+    let filter = filter.as_ref().map(|(program, flags)| (program.as_slice(), *flags));
+    if plan.process.no_new_privs && !identity::notifies(filter) {
+        identity::install(filter, report)?;
     }
     let errno = sys::execve(&ready.program, &plan.process.argv, &env);
     Err(Failure::new(Step::Execve, 0, errno))

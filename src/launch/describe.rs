@@ -29,6 +29,8 @@ pub fn init(plan: &Plan, failure: &Failure) -> Error {
         Step::MountSource | Step::MountTarget | Step::MountPlace | Step::Mount | Step::MountAttributes => {
             mount(plan, failure.step, item)
         }
+        Step::CopyUp => format!("mounts[{item}].options: tmpcopyup"),
+        Step::Chroot => "chroot to the rootfs".into(),
         Step::Device => match plan.rootfs.devices.get(item) {
             Some(device) => format!("make device {:?}", absolute(&device.path)),
             None => "make device".into(),
@@ -82,6 +84,9 @@ pub fn process(field: &str, plan: &Process, failure: &Failure) -> Error {
         Step::NoNewPrivs => format!("{field}.noNewPrivileges: set"),
         Step::Scheduler => format!("{field}.scheduler: set"),
         Step::IoPriority => format!("{field}.ioPriority: set"),
+        Step::Affinity => format!("{field}.execCPUAffinity: set"),
+        Step::Personality => "linux.personality: set".into(),
+        Step::MemoryPolicy => "linux.memoryPolicy: set".into(),
         Step::Procfs => "open a procfs".into(),
         Step::AppArmor => {
             format!("{field}.apparmorProfile: apply {:?}", plan.apparmor.clone().unwrap_or_default())

@@ -5,11 +5,12 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use nix::errno::Errno;
 
 use super::seccomp::Filter;
-use super::{Aim, Channel, Message, Process, describe, write_proc};
+use super::{Aim, Channel, Message, Process, describe, listener, write_proc};
 use crate::cgroup::Cgroup;
 use crate::child::exec::{self, Exec};
 use crate::child::report::Record;
 use crate::plan::process::Process as ProcessPlan;
+use crate::plan::seccomp::Listener;
 use crate::sys::clone::{self, Side};
 use crate::sys::process as sys;
 use crate::{Error, Kind, Result};
@@ -23,8 +24,10 @@ pub struct Begin<'a> {
     pub filter: Option<&'a Filter>,
     /// Where it goes.
     pub cgroup: &'a Cgroup,
-    /// Cgroup directory to be born into, where that is another one than the container's own.
+    /// The container's init.
     pub init: OwnedFd,
+    /// Its pid.
+    pub init_pid: i32,
     /// CLONE_NEW* of the container's namespaces.
     pub namespaces: u64,
     /// Standard streams; None keeps the caller's.
@@ -33,6 +36,8 @@ pub struct Begin<'a> {
     pub preserve_fds: u32,
     /// Name of the session keyring.
     pub keyring: Option<std::ffi::CString>,
+    /// The container's state for a seccomp agent, without pid and status.
+    pub state: serde_json::Map<String, serde_json::Value>,
 }
 
 /// An exec process between its clone and execve. Dropped before that, it is killed.
@@ -42,18 +47,22 @@ pub struct Birth {
     process: Option<Process>,
     channel: Channel,
     console: Option<OwnedFd>,
+    listener: Option<Listener>,
+    state: serde_json::Map<String, serde_json::Value>,
+    init_pid: i32,
 }
 
 /// Clones the process.
 pub fn begin(begin: Begin<'_>) -> Result<Birth> {
-    let Begin { plan, filter, cgroup, init, namespaces, stdio, preserve_fds, keyring } = begin;
+    let Begin { plan, filter, cgroup, init, init_pid, namespaces, stdio, preserve_fds, keyring, state } = begin;
     let stopped = |errno: Errno, what: &str| match errno {
         Errno::ESRCH => Error::new(Kind::FailedPrecondition, "cannot exec in a stopped container"),
         errno => Error::sys(what, errno),
     };
     let pid_namespace = libc::CLONE_NEWPID as u64;
     let in_user_namespace = namespaces & libc::CLONE_NEWUSER as u64 != 0;
-    let into = cgroup.clone_fd();
+    // A process with processors of its own before it enters the cgroup cannot be born there.
+    let into = if plan.affinity.initial.is_some() { None } else { cgroup.clone_fd() };
     let (channel, child_end) = Channel::pair()?;
     let limits_by_parent = in_user_namespace && !plan.rlimits.is_empty();
     let child = Exec {
@@ -74,7 +83,14 @@ pub fn begin(begin: Begin<'_>) -> Result<Birth> {
         aim.at_pid_namespace(child.init.as_fd())
             .map_err(|errno| stopped(errno, "join the container's pid namespace"))?;
     }
-    let cloned = clone::clone3(0, into);
+    let cloned = match clone::clone3(0, into) {
+        // The container has made cgroups of its own below, and its init lives in one of them.
+        Err(Errno::EBUSY | Errno::EOPNOTSUPP | Errno::ENOENT) if into.is_some() => {
+            let moved = crate::cgroup::of_process(init_pid);
+            moved.and_then(|dir| clone::clone3(0, Some(dir.as_fd())))
+        }
+        other => other,
+    };
     let process = match cloned {
         Ok(Side::Child) => exec::run(child),
         Ok(Side::Parent(pid, pidfd)) => Ok(Process { pid, pidfd }),
@@ -87,10 +103,14 @@ pub fn begin(begin: Begin<'_>) -> Result<Birth> {
     let wait_for_parent = child.wait_for_parent;
     drop(child);
     let restored = aim.done();
-    let birth = Birth { plan, process: Some(process?), channel, console: None };
+    let listener = filter.and_then(|f| f.listener.clone());
+    let birth = Birth { plan, process: Some(process?), channel, console: None, listener, state, init_pid };
     restored.map_err(|errno| Error::sys("return to the runtime's pid namespace", errno))?;
     if wait_for_parent {
         let pid = birth.pid();
+        if let Some(mask) = &birth.plan.affinity.initial {
+            sys::set_affinity(pid, mask).map_err(|errno| Error::sys("process.execCPUAffinity.initial: set", errno))?;
+        }
         if into.is_none() {
             cgroup.attach(pid)?;
         }
@@ -125,6 +145,14 @@ impl Birth {
             match self.channel.receive()? {
                 Message::Later => return Ok(None),
                 Message::Record(Record::Console, Some(master)) => self.console = Some(master),
+                Message::Record(Record::Listener(number), _) => {
+                    if let (Some(listener), Some(process)) = (&self.listener, &self.process) {
+                        self.state.insert("pid".into(), self.init_pid.into());
+                        self.state.insert("status".into(), "running".into());
+                        listener::hand_over(process.pidfd.as_fd(), number, listener, process.pid, &self.state)?;
+                    }
+                    self.channel.go()?;
+                }
                 Message::Record(Record::Failed(failure), _) => {
                     return Err(describe::process("process", &self.plan, &failure));
                 }

@@ -11,7 +11,7 @@ use nix::sys::stat::Mode;
 use oci_spec::runtime::{Hook, LinuxNamespaceType as Kind};
 
 use super::seccomp::Filter;
-use super::{Aim, Channel, Message, Process, describe, write_proc};
+use super::{Aim, Channel, Message, Process, describe, idmap, listener, net_devices, write_proc};
 use crate::cgroup::Cgroup;
 use crate::child::init::{self, Init};
 use crate::child::report::Record;
@@ -19,6 +19,7 @@ use crate::child::rootfs::open_source;
 use crate::hooks::{self, Running};
 use crate::plan::Plan;
 use crate::plan::rootfs::MountKind;
+use crate::plan::seccomp::Listener;
 use crate::sys::clone::{self, Side};
 use crate::sys::mount::{MountAttr, setattr};
 use crate::sys::process as sys;
@@ -53,6 +54,9 @@ pub struct Birth {
     waiting: VecDeque<(&'static str, usize, Hook)>,
     running: Option<Running>,
     state: serde_json::Map<String, serde_json::Value>,
+    listener: Option<Listener>,
+    /// The network namespace that the container joins.
+    joined_net: Option<OwnedFd>,
 }
 
 /// An init at its gate.
@@ -93,11 +97,15 @@ pub fn begin(begin: Begin<'_>) -> Result<Birth> {
     let second_clone = late_user.then_some(flags & !(Kind::User as u64));
     let first_flags = if late_user { 0 } else { flags };
     let (channel, child_end) = Channel::pair()?;
+    let joined_user = joins.iter().find(|(kind, ..)| *kind == Kind::User as u64).map(|(.., fd)| fd);
+    let sources = sources(&plan, joined_user)?;
+    let joined_net = joins.iter().find(|(kind, ..)| *kind == Kind::Network as u64).map(|(.., fd)| fd.try_clone());
+    let joined_net = joined_net.transpose().map_err(|e| Error::io("hold the network namespace", &e))?;
     let init = Init {
         filter: filter.map(|f| (f.program(), f.flags)),
         joins,
         second_clone,
-        sources: sources(&plan)?,
+        sources,
         cgroups: cgroup.paths().clone(),
         stdio,
         preserve_fds,
@@ -121,8 +129,17 @@ pub fn begin(begin: Begin<'_>) -> Result<Birth> {
         Side::Parent(pid, pidfd) => Process { pid, pidfd },
     };
     drop(init);
-    let birth =
-        Birth { plan, process: Some(process), channel, console: None, waiting: VecDeque::new(), running: None, state };
+    let birth = Birth {
+        plan,
+        process: Some(process),
+        channel,
+        console: None,
+        waiting: VecDeque::new(),
+        running: None,
+        state,
+        listener: filter.and_then(|f| f.listener.clone()),
+        joined_net,
+    };
     aim.done().map_err(|errno| Error::sys("return to the runtime's namespaces", errno))?;
     let pid = birth.pid();
     if let Some(score) = birth.plan.process.oom_score_adj {
@@ -135,6 +152,9 @@ pub fn begin(begin: Begin<'_>) -> Result<Birth> {
     if !late_user && birth.plan.namespaces.makes(Kind::User) {
         birth.write_maps()?;
     }
+    if !late_user {
+        birth.move_net_devices()?;
+    }
     birth.channel.go()?;
     Ok(birth)
 }
@@ -143,26 +163,50 @@ fn open_namespace(path: &CStr) -> nix::Result<OwnedFd> {
     nix::fcntl::open(path, OFlag::O_RDONLY | OFlag::O_CLOEXEC | OFlag::O_NONBLOCK, Mode::empty())
 }
 
-/// In a user namespace the child may not reach what root reaches: its bind sources are opened here.
-fn sources(plan: &Plan) -> Result<Vec<Option<OwnedFd>>> {
-    if !plan.namespaces.has(Kind::User) {
+/// In a user namespace the child may not reach what root reaches, and may not map ids: such sources are opened here.
+fn sources(plan: &Plan, joined_user: Option<&OwnedFd>) -> Result<Vec<Option<OwnedFd>>> {
+    let all = plan.namespaces.has(Kind::User) && nix::unistd::geteuid().is_root();
+    if !all && plan.rootfs.mounts.iter().all(|mount| mount.idmap.is_none()) {
         return Ok(Vec::new());
     }
     let slave = MountAttr { propagation: libc::MS_SLAVE, ..MountAttr::default() };
-    let open = |(at, mount): (usize, &crate::plan::rootfs::MountPlan)| match &mount.kind {
-        MountKind::Bind { source, recursive } => {
-            let fd = open_source(source, *recursive).and_then(|fd| {
-                if plan.rootfs.host_propagation.0 == libc::MS_SLAVE {
-                    setattr(fd.as_fd(), true, &slave)?;
-                }
-                Ok(fd)
-            });
-            let what = || format!("mounts[{at}].source: open {source:?}");
-            fd.map(Some).map_err(|errno| Error::sys(what(), errno))
+    let mut namespaces: Vec<(&(String, String), OwnedFd)> = Vec::new();
+    let mut out = Vec::new();
+    for (at, mount) in plan.rootfs.mounts.iter().enumerate() {
+        let MountKind::Bind { source, recursive } = &mount.kind else {
+            out.push(None);
+            continue;
+        };
+        if !all && mount.idmap.is_none() {
+            out.push(None);
+            continue;
         }
-        _ => Ok(None),
-    };
-    plan.rootfs.mounts.iter().enumerate().map(open).collect()
+        let fd = open_source(source, *recursive).and_then(|fd| {
+            if plan.rootfs.host_propagation.0 == libc::MS_SLAVE {
+                setattr(fd.as_fd(), true, &slave)?;
+            }
+            Ok(fd)
+        });
+        let fd = fd.map_err(|errno| Error::sys(format!("mounts[{at}].source: open {source:?}"), errno))?;
+        if let Some(map) = &mount.idmap {
+            let namespace = match &map.maps {
+                None => joined_user,
+                Some(maps) => {
+                    if !namespaces.iter().any(|(known, _)| *known == maps) {
+                        let made = idmap::user_namespace(&maps.0, &maps.1);
+                        namespaces.push((maps, made.map_err(|err| err.context(format!("mounts[{at}]")))?));
+                    }
+                    namespaces.iter().find(|(known, _)| *known == maps).map(|(_, fd)| fd)
+                }
+            };
+            let applied = namespace.map_or(Err(Errno::EINVAL), |ns| idmap::apply(&fd, ns, map.recursive));
+            applied.map_err(|errno| {
+                Error::sys(format!("mounts[{at}]: idmapped mount of {source:?}{}", idmap::hint(errno)), errno)
+            })?;
+        }
+        out.push(Some(fd));
+    }
+    Ok(out)
 }
 
 impl Birth {
@@ -211,6 +255,15 @@ impl Birth {
                     }
                     self.next_hook()?;
                 }
+                Message::Record(Record::Listener(number), _) => {
+                    let Some(listener) = &self.listener else { return Err(self.lost()) };
+                    let mut state = self.state.clone();
+                    state.insert("pid".into(), self.pid().into());
+                    state.insert("status".into(), "creating".into());
+                    let pidfd = self.process().pidfd.as_fd();
+                    listener::hand_over(pidfd, number, listener, self.pid(), &state)?;
+                    self.channel.go()?;
+                }
                 Message::Record(Record::Console, Some(master)) => self.console = Some(master),
                 Message::Record(Record::Ready, _) => return self.ready().map(Some),
                 Message::Record(Record::Failed(failure), _) => return Err(describe::init(&self.plan, &failure)),
@@ -244,7 +297,25 @@ impl Birth {
         let pid = info.lines().find_map(|line| line.strip_prefix("Pid:")?.trim().parse().ok());
         let pid = pid.filter(|pid| *pid > 0).ok_or_else(|| self.lost())?;
         let first = self.process.replace(Process { pid, pidfd });
-        first.map_or(Ok(()), |first| first.wait().map(drop))
+        first.map_or(Ok(()), |first| first.wait().map(drop))?;
+        self.move_net_devices()
+    }
+
+    fn move_net_devices(&self) -> Result<()> {
+        if self.plan.net_devices.is_empty() {
+            return Ok(());
+        }
+        let opened;
+        let namespace = match &self.joined_net {
+            Some(fd) => fd,
+            None => {
+                let path = format!("/proc/{}/ns/net", self.pid());
+                opened = nix::fcntl::open(path.as_str(), OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty())
+                    .map_err(|errno| Error::sys("linux.netDevices: open the network namespace", errno))?;
+                &opened
+            }
+        };
+        net_devices::move_all(&self.plan.net_devices, namespace.as_fd())
     }
 
     fn ready(&mut self) -> Result<Born> {

@@ -2,7 +2,10 @@
 
 pub mod describe;
 pub mod exec;
+pub mod idmap;
 pub mod init;
+pub mod listener;
+pub mod net_devices;
 pub mod seccomp;
 
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};

@@ -5,6 +5,7 @@ pub mod cgroup;
 mod checks;
 pub mod mount_options;
 pub mod namespaces;
+pub mod net_devices;
 pub mod process;
 pub mod rootfs;
 pub mod seccomp;
@@ -46,6 +47,8 @@ pub struct Plan {
     pub process: process::Process,
     /// cgroup directories and limits.
     pub cgroup: cgroup::CgroupPlan,
+    /// Network devices to move in.
+    pub net_devices: Vec<net_devices::NetDevice>,
     /// Seccomp profile, checked.
     pub seccomp: Option<seccomp::Profile>,
     /// Paths below /proc/sys, and values.
@@ -67,11 +70,17 @@ pub fn build(request: &Request<'_>, spec: &Spec, host: &Cgroups) -> Result<Plan>
     checks::against_namespaces(spec, &namespaces)?;
     let process = spec.process().as_ref().ok_or_else(|| Error::invalid("process", "must not be empty"))?;
     let rootfs = rootfs::plan(request, spec, &namespaces, host)?;
+    let mut process = process::plan("process", process, request.terminal)?;
+    if let Some(linux) = spec.linux() {
+        process.personality = process::personality(linux)?;
+        process.memory_policy = process::memory_policy(linux)?;
+    }
     let keyring = if request.no_new_keyring { None } else { Some(cstring("id", format!("_ses.{}", request.id))?) };
     Ok(Plan {
         rootfs,
-        process: process::plan("process", process, request.terminal)?,
+        process,
         cgroup: cgroup::plan(request.id, spec, host, request.systemd_cgroup)?,
+        net_devices: net_devices::plan(spec, &namespaces)?,
         seccomp: seccomp::plan(spec)?,
         sysctls: sysctl::plan(spec, &namespaces)?,
         hostname: spec.hostname().as_ref().map(|name| cstring("hostname", name.as_str())).transpose()?,

@@ -323,13 +323,15 @@ pub fn set_scheduler(attr: &SchedAttr) -> nix::Result<()> {
     Errno::result(unsafe { libc::syscall(libc::SYS_sched_setattr, 0, &raw const attr, 0) }).map(drop)
 }
 
-/// Lets this process run on every processor that its cpuset allows.
-pub fn reset_affinity() -> nix::Result<()> {
-    let all = [u64::MAX; 128];
-    // SAFETY: pointer and length describe `all`.
-    let ret = unsafe { libc::syscall(libc::SYS_sched_setaffinity, 0, size_of_val(&all), all.as_ptr()) };
+/// Lets process `pid` (0 for this one) run on these processors, as far as its cpuset allows: sched_setaffinity(2).
+pub fn set_affinity(pid: i32, mask: &[u64]) -> nix::Result<()> {
+    // SAFETY: pointer and length describe `mask`.
+    let ret = unsafe { libc::syscall(libc::SYS_sched_setaffinity, pid, size_of_val(mask), mask.as_ptr()) };
     Errno::result(ret).map(drop)
 }
+
+/// Every processor that Linux may have.
+pub const ALL_PROCESSORS: [u64; 128] = [u64::MAX; 128];
 
 /// personality(2).
 pub fn set_personality(persona: u64) -> nix::Result<()> {
@@ -337,11 +339,12 @@ pub fn set_personality(persona: u64) -> nix::Result<()> {
     Errno::result(unsafe { libc::personality(persona as libc::c_ulong) }).map(drop)
 }
 
-/// set_mempolicy(2) with a mask of up to 1024 nodes.
-pub fn set_mempolicy(mode: u32, nodes: &[u64; 16]) -> nix::Result<()> {
-    let empty = nodes.iter().all(|word| *word == 0);
-    let mask = if empty { std::ptr::null() } else { nodes.as_ptr() };
-    // SAFETY: the mask is null or has 1024 bits; the kernel takes one bit less than maxnode.
-    let ret = unsafe { libc::syscall(libc::SYS_set_mempolicy, mode, mask, if empty { 0 } else { 1025 }) };
+/// set_mempolicy(2); bit n of `nodes` is node n.
+pub fn set_mempolicy(mode: u32, nodes: &[u64]) -> nix::Result<()> {
+    let mask = if nodes.is_empty() { std::ptr::null() } else { nodes.as_ptr() };
+    // The kernel takes one bit less than maxnode.
+    let maxnode = if nodes.is_empty() { 0 } else { nodes.len() * 64 + 1 };
+    // SAFETY: the mask is null or has as many bits as maxnode says, less one.
+    let ret = unsafe { libc::syscall(libc::SYS_set_mempolicy, mode, mask, maxnode) };
     Errno::result(ret).map(drop)
 }
