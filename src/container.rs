@@ -6,9 +6,9 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
-use oci_spec::runtime::{Hook, Hooks, LinuxNamespaceType as Namespace, Process as ProcessSpec, Spec};
+use oci_spec::runtime::{Hook, Hooks, LinuxNamespaceType as Namespace, LinuxResources, Process as ProcessSpec, Spec};
 
-use crate::cgroup::{Cgroup, Stats};
+use crate::cgroup::{Cgroup, OomWatch, Stats};
 use crate::error::{CONTAINER_DOES_NOT_EXIST, CONTAINER_NOT_RUNNING};
 use crate::hooks::{self, Running};
 use crate::host::Cgroups;
@@ -62,7 +62,14 @@ pub struct Create {
     pub no_new_keyring: bool,
     /// Pass fds 3..3+n of the caller on.
     pub preserve_fds: u32,
+    /// The caller may lack the rights of a real root: see [`crate::host::rootless`].
+    pub rootless: bool,
+    /// Make the directory [`NOTIFY`] in the state directory, which the spec's mounts name.
+    pub notify: bool,
 }
+
+/// The directory below the state directory that holds the socket for sd_notify(3).
+pub const NOTIFY: &str = "notify";
 
 /// A birth under way; ends in a created container whose init waits at the gate. Dropped before that, everything that
 /// it had made is taken back.
@@ -206,6 +213,7 @@ pub fn create(request: Create, spec: &Spec) -> Result<Creating> {
             systemd_cgroup: request.systemd_cgroup,
             no_pivot: request.no_pivot,
             no_new_keyring: request.no_new_keyring,
+            rootless: request.rootless,
         },
         spec,
         &Cgroups::read()?,
@@ -214,6 +222,10 @@ pub fn create(request: Create, spec: &Spec) -> Result<Creating> {
     let filter = plan.seccomp.as_ref().map(seccomp::compile).transpose()?;
     let mut made =
         Made { dir: Dir::reserve(&request.root, &request.id)?, cgroup: None, host_mounts: None, keep: false };
+    if request.notify {
+        let dir = made.dir.path().join(NOTIFY);
+        std::fs::create_dir(&dir).map_err(|e| Error::io(format!("make {:?}", dir.display().to_string()), &e))?;
+    }
     if !plan.rootfs.mount_namespace {
         let rootfs = plan_rootfs(&plan);
         let before = mounts_below(&rootfs);
@@ -243,6 +255,12 @@ pub fn create(request: Create, spec: &Spec) -> Result<Creating> {
         plan,
     })?;
     Ok(Creating(Some(Underway { birth, made, state, gate: request.gate })))
+}
+
+fn resources(spec: &Spec) -> LinuxResources {
+    let mut resources = spec.linux().as_ref().and_then(|linux| linux.resources().clone()).unwrap_or_default();
+    resources.set_devices(None);
+    resources
 }
 
 fn plan_rootfs(plan: &Plan) -> PathBuf {
@@ -304,7 +322,7 @@ fn new_state(
         init_process_start: 0,
         created: created.format(&time::format_description::well_known::Rfc3339).unwrap_or_default(),
         config: Config { rootfs: plan_rootfs(plan), labels },
-        rootless: false,
+        rootless: plan.rootless,
         cgroup_paths: cgroup.paths().clone(),
         namespace_paths: BTreeMap::new(),
         external_descriptors: Vec::new(),
@@ -320,6 +338,7 @@ fn new_state(
             seccomp: filter,
             keyring: plan.keyring.is_some(),
             mounts_before: None,
+            resources: resources(spec),
             personality: plan.process.personality,
             memory_policy: plan.process.memory_policy.clone(),
         },
@@ -403,6 +422,11 @@ impl Container {
         dir.remove().map(|()| there)
     }
 
+    /// Its state directory.
+    pub fn state_dir(&self) -> &Path {
+        self.dir.path()
+    }
+
     /// Container id.
     pub fn id(&self) -> &str {
         &self.state.id
@@ -475,6 +499,11 @@ impl Container {
         };
         // Only now, with the process pinned, its start time tells that it is the one that was meant.
         if self.alive() { Ok(fd) } else { Err(gone()) }
+    }
+
+    /// A descriptor that is readable when the init has exited; any process may wait for it.
+    pub fn watch(&self) -> Result<OwnedFd> {
+        self.init()
     }
 
     /// Opens the gate. Errors when the container is not created (runc's texts).
@@ -584,6 +613,32 @@ impl Container {
         }
     }
 
+    /// Changes limits: those that `changes` has, the others stay. Devices are never touched. After an error the old
+    /// limits are put back as far as the kernel lets them.
+    pub fn update(&mut self, changes: &LinuxResources) -> Result<()> {
+        if self.status()? == Status::Stopped {
+            return Err(Error::new(Kind::FailedPrecondition, CONTAINER_NOT_RUNNING));
+        }
+        let host = Cgroups::read()?;
+        let old = &self.state.skiff.resources;
+        let (merged, mut writes) = merge(old, changes)?;
+        writes.set_devices(None);
+        let plan = plan::cgroup::plan_update(&writes, &host)?;
+        if let Err(err) = self.cgroup.apply(&plan) {
+            if let Ok(undo) = plan::cgroup::plan_update(old, &host) {
+                let _ = self.cgroup.apply(&undo);
+            }
+            return Err(err);
+        }
+        self.state.skiff.resources = merged;
+        self.dir.save(&self.state)
+    }
+
+    /// Watches for the kernel's OOM killer; None where the cgroup has no memory controller.
+    pub fn watch_oom(&self) -> Result<Option<OomWatch>> {
+        OomWatch::new(&self.cgroup).map_err(|errno| Error::sys("watch the cgroup for OOM", errno))
+    }
+
     /// Host pids of all processes in the cgroup.
     pub fn pids(&self) -> Result<Vec<i32>> {
         self.cgroup.pids()
@@ -636,6 +691,49 @@ impl Container {
             launch::wait_readable(init.as_fd(), Some(deadline))?;
         }
         Ok(())
+    }
+}
+
+/// The limits after an update, and what is to be written for it: quota and period of the processor are one setting.
+fn merge(old: &LinuxResources, changes: &LinuxResources) -> Result<(LinuxResources, LinuxResources)> {
+    let json =
+        |resources: &LinuxResources| serde_json::to_value(resources).map_err(|e| Error::invalid("linux.resources", e));
+    let back = |value| serde_json::from_value(value).map_err(|e| Error::invalid("linux.resources", e));
+    let (mut merged, mut writes) = (json(old)?, json(changes)?);
+    overlay(&mut merged, &writes);
+    if let Some(cpu) = writes.get_mut("cpu").and_then(|cpu| cpu.as_object_mut()) {
+        let set = |cpu: &serde_json::Map<String, serde_json::Value>, key: &str| {
+            cpu.get(key).and_then(serde_json::Value::as_i64).is_some_and(|n| n != 0)
+        };
+        for (one, other) in [("quota", "period"), ("period", "quota")] {
+            if set(cpu, one)
+                && !set(cpu, other)
+                && let Some(value) = old_number(old, other)
+            {
+                cpu.insert(other.into(), value);
+            }
+        }
+    }
+    Ok((back(merged)?, back(writes)?))
+}
+
+fn old_number(old: &LinuxResources, key: &str) -> Option<serde_json::Value> {
+    let cpu = old.cpu().as_ref()?;
+    match key {
+        "quota" => cpu.quota().map(Into::into),
+        _ => cpu.period().map(Into::into),
+    }
+}
+
+/// Puts the fields of `over` into `under`, objects field by field.
+fn overlay(under: &mut serde_json::Value, over: &serde_json::Value) {
+    match (under.as_object_mut(), over.as_object()) {
+        (Some(fields), Some(changes)) => {
+            for (key, value) in changes {
+                overlay(fields.entry(key).or_insert(serde_json::Value::Null), value);
+            }
+        }
+        _ => *under = over.clone(),
     }
 }
 

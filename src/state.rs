@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use nix::errno::Errno;
 use nix::fcntl::OFlag;
 use nix::sys::stat::Mode;
-use oci_spec::runtime::Hooks;
+use oci_spec::runtime::{Hooks, LinuxResources};
 use serde::{Deserialize, Serialize};
 
 use crate::error::{CONTAINER_DOES_NOT_EXIST, CONTAINER_ID_EXISTS, INVALID_ID};
@@ -78,6 +78,9 @@ pub struct Own {
     /// Without a mount namespace: what was mounted below the rootfs before the container was made.
     #[serde(default)]
     pub mounts_before: Option<Vec<PathBuf>>,
+    /// The limits of its cgroup, with all updates; devices are not among them.
+    #[serde(default)]
+    pub resources: LinuxResources,
     /// The execution domain of its processes.
     #[serde(default)]
     pub personality: Option<u64>,

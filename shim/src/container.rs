@@ -10,7 +10,7 @@ use containerd_shim_protos::events::task::{
     TaskDelete, TaskExecAdded, TaskExecStarted, TaskExit, TaskOOM, TaskPaused, TaskResumed, TaskStart,
 };
 use containerd_shim_protos::protobuf::MessageField;
-use oci_spec::runtime::Process as ProcessSpec;
+use oci_spec::runtime::{LinuxResources, Process as ProcessSpec};
 use skiff::cgroup::Stats;
 use skiff::container::{Container as Inner, Exec, Status, Stdio};
 use skiff::launch::Exit;
@@ -273,6 +273,18 @@ impl Container {
             Kind::NotFound => Error::new(Kind::NotFound, skiff::error::PROCESS_ALREADY_FINISHED),
             _ => err,
         })
+    }
+
+    /// Changes its limits.
+    pub fn update(&self, resources: &LinuxResources) -> Result<()> {
+        // CRI takes a container that has stopped meanwhile for no error only when it is not found.
+        if self.init.phase() == Phase::Stopped {
+            return Err(Error::new(Kind::NotFound, skiff::error::PROCESS_ALREADY_FINISHED));
+        }
+        match &mut *self.inner.borrow_mut() {
+            Some(inner) => inner.update(resources),
+            None => Err(crate::error::no_container(&self.id)),
+        }
     }
 
     /// Freezes the container.

@@ -49,6 +49,7 @@ pub struct Shim {
     containers: RefCell<BTreeMap<String, Rc<Container>>>,
     creating: RefCell<std::collections::BTreeSet<String>>,
     shutdown_refused: std::cell::Cell<bool>,
+    rootless: bool,
 }
 
 /// Work for the task that owns the shim.
@@ -102,6 +103,7 @@ impl Shim {
             containers: RefCell::default(),
             creating: RefCell::default(),
             shutdown_refused: std::cell::Cell::new(false),
+            rootless: skiff::host::rootless(),
         })
     }
 
@@ -164,6 +166,8 @@ impl Shim {
                 no_pivot: options.no_pivot_root,
                 no_new_keyring: options.no_new_keyring,
                 preserve_fds: 0,
+                notify: false,
+                rootless: self.rootless,
             };
             let created = settle(skiff::container::create(create, &spec)?).await?;
             let init = Process::new("", paths);
@@ -371,8 +375,14 @@ impl Task for Service {
         .map(|()| Empty::new())
     }
 
-    async fn update(&self, _: &TtrpcContext, _: UpdateTaskRequest) -> TtrpcResult<Empty> {
-        Err(unimplemented("Update"))
+    async fn update(&self, _: &TtrpcContext, request: UpdateTaskRequest) -> TtrpcResult<Empty> {
+        self.ask(move |shim| async move {
+            let resources =
+                serde_json::from_slice(&request.resources.value).map_err(|e| Error::invalid("resources", e))?;
+            shim.container(&request.id)?.update(&resources)
+        })
+        .await
+        .map(|()| Empty::new())
     }
 
     async fn wait(&self, _: &TtrpcContext, request: WaitRequest) -> TtrpcResult<WaitResponse> {

@@ -2,6 +2,7 @@
 
 mod devices;
 mod dir;
+mod oom;
 pub mod stats;
 
 use std::collections::BTreeMap;
@@ -16,11 +17,14 @@ use nix::sys::stat::Mode;
 use crate::plan::cgroup::{CgroupPlan, Write};
 use crate::{Error, Kind, Result};
 use dir::Directory;
+pub use oom::OomWatch;
 pub use stats::Stats;
 
 /// A cgroup: one directory on v2, one in each hierarchy on v1 (and hybrid).
 #[derive(Debug)]
 pub struct Cgroup {
+    /// What the caller has no right to is no error.
+    rootless: bool,
     paths: BTreeMap<String, PathBuf>,
     dirs: Vec<Directory>,
 }
@@ -31,7 +35,7 @@ const PATIENCE: Duration = Duration::from_secs(2);
 impl Cgroup {
     /// Makes the directories. A cgroup that exists and has processes, or is frozen, is refused. On an error nothing that it made stays.
     pub fn create(plan: &CgroupPlan) -> Result<Cgroup> {
-        let mut out = Cgroup { paths: BTreeMap::new(), dirs: Vec::new() };
+        let mut out = Cgroup { rootless: plan.rootless, paths: BTreeMap::new(), dirs: Vec::new() };
         let mut undo: Vec<PathBuf> = Vec::new();
         let pure_v2 = plan.dirs.iter().all(|dir| dir.controllers == [""]);
         for dir in &plan.dirs {
@@ -45,6 +49,12 @@ impl Cgroup {
                         out.paths.insert(controller.clone(), directory.path().to_path_buf());
                     }
                     out.dirs.push(directory);
+                }
+                Err(err) if plan.rootless && refused(err.errno()) => {
+                    if plan.writes.iter().any(|write| dir.controllers.contains(&write.controller)) {
+                        let text = "rootless needs no limits + no cgrouppath when no permission is granted for cgroups";
+                        return Err(err.context(text));
+                    }
                 }
                 Err(err) => {
                     for path in undo.iter().rev() {
@@ -66,7 +76,7 @@ impl Cgroup {
                 None => dirs.push(Directory::open(path, vec![controller.clone()])),
             }
         }
-        Ok(Cgroup { paths: paths.clone(), dirs })
+        Ok(Cgroup { rootless: false, paths: paths.clone(), dirs })
     }
 
     /// Cgroups below this one that exist already: each of `paths` is `controller[,controller]:path`, or a single
@@ -122,7 +132,11 @@ impl Cgroup {
     /// Moves a process into every hierarchy.
     pub fn attach(&self, pid: i32) -> Result<()> {
         for dir in &self.dirs {
-            dir.write("cgroup.procs", &pid.to_string()).map_err(|errno| {
+            let moved = dir.write("cgroup.procs", &pid.to_string());
+            if self.rootless && refused(moved.err()) {
+                continue;
+            }
+            moved.map_err(|errno| {
                 Error::sys(format!("unable to apply cgroup configuration: adding pid {pid} to {:?}", dir.path()), errno)
             })?;
         }
@@ -133,15 +147,28 @@ impl Cgroup {
         self.dirs.iter().find(|dir| dir.controllers.iter().any(|controller| controller == name))
     }
 
+    /// Refuses a limit that is not above what is used now.
+    fn check_memory(&self, plan: &CgroupPlan) -> Result<()> {
+        let used = |file: &str| self.controller("").and_then(|dir| dir.number(file)).unwrap_or(0);
+        let memory = used("memory.current");
+        for (what, limit, usage) in [
+            ("memory", plan.check_memory, memory),
+            ("memory+swap", plan.check_swap, memory.saturating_add(used("memory.swap.current"))),
+        ] {
+            if let Some(limit) = limit.and_then(|limit| u64::try_from(limit).ok())
+                && usage >= limit
+            {
+                let text = format!("rejecting {what} limit {limit} <= usage {usage}");
+                return Err(Error::invalid("linux.resources.memory", text));
+            }
+        }
+        Ok(())
+    }
+
     /// Writes the limits and sets the device policy.
     pub fn apply(&self, plan: &CgroupPlan) -> Result<()> {
-        if let Some(limit) = plan.check_memory
-            && let Some(usage) = self.controller("").and_then(|dir| dir.number("memory.current"))
-            && limit >= 0
-            && usage >= limit as u64
-        {
-            let text = format!("rejecting memory limit {limit} <= usage {usage}");
-            return Err(Error::invalid("linux.resources.memory.limit", text));
+        if plan.check_memory.is_some() || plan.check_swap.is_some() {
+            self.check_memory(plan)?;
         }
         let mut at = 0;
         while let Some(write) = plan.writes.get(at) {
@@ -173,6 +200,13 @@ impl Cgroup {
         match dir.write(&write.file, &write.value) {
             Ok(()) => Ok(()),
             Err(Errno::ENOENT) if write.optional => Ok(()),
+            Err(Errno::EBUSY) if write.file == "memory.limit_in_bytes" => {
+                let number = |file: &str| dir.number(file).unwrap_or(0);
+                let (now, peak) = (number("memory.usage_in_bytes"), number("memory.max_usage_in_bytes"));
+                let value = &write.value;
+                let text = format!("unable to set memory limit to {value} (current usage: {now}, peak usage: {peak})");
+                Err(Error::sys(format!("{}: {text}", write.field), Errno::EBUSY))
+            }
             Err(errno) => Err(Error::sys(
                 format!("{}: write {:?} to {:?}", write.field, write.value, dir.path().join(&write.file)),
                 errno,
@@ -189,8 +223,11 @@ impl Cgroup {
             }
         } else if let Some(fd) = self.clone_fd() {
             let cgroup = dir::reopen(fd).map_err(|errno| Error::sys("open the cgroup", errno))?;
-            devices::attach(cgroup.as_fd(), rules)
-                .map_err(|errno| Error::sys("linux.resources.devices: attach the device program", errno))?;
+            let attached = devices::attach(cgroup.as_fd(), rules);
+            if self.rootless && refused(attached.err()) {
+                return Ok(());
+            }
+            attached.map_err(|errno| Error::sys("linux.resources.devices: attach the device program", errno))?;
         }
         Ok(())
     }
@@ -346,6 +383,10 @@ pub fn of_process(pid: i32) -> nix::Result<OwnedFd> {
     let dir = host.v2.ok_or(Errno::ENOENT)?.mountpoint.join(path.trim_start_matches('/'));
     let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
     nix::fcntl::open(&dir, flags, Mode::empty())
+}
+
+fn refused(errno: Option<Errno>) -> bool {
+    matches!(errno, Some(Errno::EACCES | Errno::EPERM | Errno::EROFS))
 }
 
 fn swappable(err: &Error) -> bool {

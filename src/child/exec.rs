@@ -22,6 +22,8 @@ pub struct Exec<'a> {
     pub init: OwnedFd,
     /// CLONE_NEW* of the namespaces to join; the pid namespace is joined by birth.
     pub namespaces: u64,
+    /// The pid namespace is entered by a second clone, after the user namespace that gives the right to it.
+    pub second_clone: bool,
     /// The container has a user namespace.
     pub in_user_namespace: bool,
     /// Standard streams; None keeps the caller's.
@@ -61,6 +63,15 @@ fn birth(exec: &Exec<'_>, report: &Report) -> Result<std::convert::Infallible, F
     }
     if exec.namespaces != 0 {
         clone::setns(exec.init.as_fd(), exec.namespaces).at(Step::Join)?;
+    }
+    if exec.second_clone {
+        match clone::clone3(libc::CLONE_PARENT as u64, None).at(Step::Join)? {
+            clone::Side::Child => {}
+            clone::Side::Parent(_, pidfd) => {
+                let sent = report.send_fd(&Record::Born, pidfd.as_fd());
+                sys::exit_now(i32::from(sent.is_err()));
+            }
+        }
     }
     if exec.in_user_namespace {
         let _ = sys::setgroups(&[]);

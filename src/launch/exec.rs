@@ -5,7 +5,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use nix::errno::Errno;
 
 use super::seccomp::Filter;
-use super::{Aim, Channel, Message, Process, describe, listener, write_proc};
+use super::{Aim, Channel, Message, Process, adopted, describe, listener, set_oom_score};
 use crate::cgroup::Cgroup;
 use crate::child::exec::{self, Exec};
 use crate::child::report::Record;
@@ -64,10 +64,13 @@ pub fn begin(begin: Begin<'_>) -> Result<Birth> {
     // A process with processors of its own before it enters the cgroup cannot be born there.
     let into = if plan.affinity.initial.is_some() { None } else { cgroup.clone_fd() };
     let (channel, child_end) = Channel::pair()?;
+    // Only root may point at a pid namespace that belongs to another user namespace.
+    let by_second_clone = in_user_namespace && namespaces & pid_namespace != 0 && !nix::unistd::geteuid().is_root();
     let limits_by_parent = in_user_namespace && !plan.rlimits.is_empty();
     let child = Exec {
         filter: filter.map(|f| (f.program(), f.flags)),
-        namespaces: namespaces & !pid_namespace,
+        namespaces: if by_second_clone { namespaces } else { namespaces & !pid_namespace },
+        second_clone: by_second_clone,
         in_user_namespace,
         stdio,
         preserve_fds,
@@ -79,7 +82,7 @@ pub fn begin(begin: Begin<'_>) -> Result<Birth> {
     };
     sys::set_dumpable(false).map_err(|errno| Error::sys("make the runtime undumpable", errno))?;
     let mut aim = Aim::default();
-    if namespaces & pid_namespace != 0 {
+    if namespaces & pid_namespace != 0 && !by_second_clone {
         aim.at_pid_namespace(child.init.as_fd())
             .map_err(|errno| stopped(errno, "join the container's pid namespace"))?;
     }
@@ -115,8 +118,7 @@ pub fn begin(begin: Begin<'_>) -> Result<Birth> {
             cgroup.attach(pid)?;
         }
         if let Some(score) = birth.plan.oom_score_adj {
-            write_proc(pid, "oom_score_adj", &score.to_string())
-                .map_err(|err| err.context(format!("process.oomScoreAdj: set {score}")))?;
+            set_oom_score(pid, score, crate::host::rootless())?;
         }
         if limits_by_parent {
             for (at, (resource, soft, hard)) in birth.plan.rlimits.iter().enumerate() {
@@ -144,6 +146,11 @@ impl Birth {
         loop {
             match self.channel.receive()? {
                 Message::Later => return Ok(None),
+                Message::Record(Record::Born, Some(pidfd)) => {
+                    let first = self.process.take();
+                    self.process = adopted(pidfd)?;
+                    first.map_or(Ok(()), |first| first.wait().map(drop))?;
+                }
                 Message::Record(Record::Console, Some(master)) => self.console = Some(master),
                 Message::Record(Record::Listener(number), _) => {
                     if let (Some(listener), Some(process)) = (&self.listener, &self.process) {

@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 use std::ffi::CStr;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::Instant;
 
 use nix::errno::Errno;
@@ -11,7 +11,9 @@ use nix::sys::stat::Mode;
 use oci_spec::runtime::{Hook, LinuxNamespaceType as Kind};
 
 use super::seccomp::Filter;
-use super::{Aim, Channel, Message, Process, describe, idmap, listener, net_devices, write_proc};
+use super::{
+    Aim, Channel, Message, Process, adopted, describe, idmap, listener, net_devices, set_oom_score, write_proc,
+};
 use crate::cgroup::Cgroup;
 use crate::child::init::{self, Init};
 use crate::child::report::Record;
@@ -114,11 +116,19 @@ pub fn begin(begin: Begin<'_>) -> Result<Birth> {
         state: state.clone(),
         plan: &plan,
     };
-    sys::set_dumpable(false).map_err(|errno| Error::sys("make the runtime undumpable", errno))?;
+    // The files in /proc of an undumpable process belong to root: an ordinary user could not write the id maps. Its
+    // child becomes undumpable when they are written.
+    if nix::unistd::geteuid().is_root() {
+        sys::set_dumpable(false).map_err(|errno| Error::sys("make the runtime undumpable", errno))?;
+    }
     let into = cgroup.clone_fd();
+    let plan_rootless = plan.rootless;
     let side = match clone::clone3(first_flags, into) {
         // The cgroup cannot take a process by birth (a threaded one, an older kernel): it is moved there below.
         Err(Errno::EBUSY | Errno::EOPNOTSUPP | Errno::E2BIG) if into.is_some() => {
+            clone::clone3(first_flags, None).map(|side| (side, false))
+        }
+        Err(Errno::EACCES) if into.is_some() && plan_rootless => {
             clone::clone3(first_flags, None).map(|side| (side, false))
         }
         other => other.map(|side| (side, into.is_some())),
@@ -143,8 +153,7 @@ pub fn begin(begin: Begin<'_>) -> Result<Birth> {
     aim.done().map_err(|errno| Error::sys("return to the runtime's namespaces", errno))?;
     let pid = birth.pid();
     if let Some(score) = birth.plan.process.oom_score_adj {
-        write_proc(pid, "oom_score_adj", &score.to_string())
-            .map_err(|err| err.context(format!("process.oomScoreAdj: set {score}")))?;
+        set_oom_score(pid, score, birth.plan.rootless)?;
     }
     if !in_cgroup {
         cgroup.attach(pid)?;
@@ -286,17 +295,17 @@ impl Birth {
 
     fn write_maps(&self) -> Result<()> {
         let ns = &self.plan.namespaces;
+        if !nix::unistd::geteuid().is_root() {
+            return super::id_maps::write(self.pid(), &ns.uid_map, &ns.gid_map);
+        }
         write_proc(self.pid(), "uid_map", &ns.uid_map).map_err(|err| err.context("linux.uidMappings"))?;
         write_proc(self.pid(), "gid_map", &ns.gid_map).map_err(|err| err.context("linux.gidMappings"))
     }
 
     /// The child has cloned the real init, to this same parent, and exits.
     fn adopt(&mut self, pidfd: OwnedFd) -> Result<()> {
-        let path = format!("/proc/self/fdinfo/{}", pidfd.as_raw_fd());
-        let info = std::fs::read_to_string(&path).map_err(|e| Error::io(format!("read {path:?}"), &e))?;
-        let pid = info.lines().find_map(|line| line.strip_prefix("Pid:")?.trim().parse().ok());
-        let pid = pid.filter(|pid| *pid > 0).ok_or_else(|| self.lost())?;
-        let first = self.process.replace(Process { pid, pidfd });
+        let real = adopted(pidfd)?.ok_or_else(|| self.lost())?;
+        let first = self.process.replace(real);
         first.map_or(Ok(()), |first| first.wait().map(drop))?;
         self.move_net_devices()
     }

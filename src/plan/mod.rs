@@ -18,6 +18,7 @@ use oci_spec::runtime::{Hooks, Spec};
 
 use crate::host::Cgroups;
 use crate::{Error, Result};
+use cgroup::CgroupPlan;
 
 /// What the caller of create asks beside the spec.
 #[derive(Clone, Debug)]
@@ -34,6 +35,8 @@ pub struct Request<'a> {
     pub no_pivot: bool,
     /// Keep the caller's session keyring.
     pub no_new_keyring: bool,
+    /// The caller may lack the right to make cgroups, and to raise priorities.
+    pub rootless: bool,
 }
 
 /// Everything that a create will do, in words of the kernel.
@@ -46,7 +49,7 @@ pub struct Plan {
     /// The init process.
     pub process: process::Process,
     /// cgroup directories and limits.
-    pub cgroup: cgroup::CgroupPlan,
+    pub cgroup: CgroupPlan,
     /// Network devices to move in.
     pub net_devices: Vec<net_devices::NetDevice>,
     /// Seccomp profile, checked.
@@ -61,6 +64,8 @@ pub struct Plan {
     pub keyring: Option<CString>,
     /// Hooks of all kinds.
     pub hooks: Hooks,
+    /// What only a real root may do is not insisted on.
+    pub rootless: bool,
 }
 
 /// Plans a create. Every error names the field of `config.json`.
@@ -79,7 +84,11 @@ pub fn build(request: &Request<'_>, spec: &Spec, host: &Cgroups) -> Result<Plan>
     Ok(Plan {
         rootfs,
         process,
-        cgroup: cgroup::plan(request.id, spec, host, request.systemd_cgroup)?,
+        cgroup: CgroupPlan {
+            rootless: request.rootless,
+            ..cgroup::plan(request.id, spec, host, request.systemd_cgroup)?
+        },
+        rootless: request.rootless,
         net_devices: net_devices::plan(spec, &namespaces)?,
         seccomp: seccomp::plan(spec)?,
         sysctls: sysctl::plan(spec, &namespaces)?,

@@ -434,6 +434,7 @@ mod tests {
             systemd_cgroup: false,
             no_pivot: false,
             no_new_keyring: false,
+            rootless: false,
         };
         let namespaces = Namespaces { new: Kind::Mount as u64, ..Namespaces::default() };
         plan(&request, &spec, &namespaces, &Cgroups::default())

@@ -1,11 +1,13 @@
 //! What the black-box tests share: bundles, private containerds, the leak check.
 
+mod agent;
 mod bundle;
 mod console;
 mod containerd;
 mod image;
 mod leaks;
 
+pub use agent::seccomp_agent;
 pub use bundle::Bundle;
 pub use console::receive_console;
 pub use containerd::{Containerd, Version};
