@@ -124,9 +124,28 @@ impl Cgroup {
         self.dirs.len() == 1 && self.dirs[0].is_v2()
     }
 
-    /// The directory to clone a child into (CLONE_INTO_CGROUP) where the host is pure v2.
+    /// The v2 directory to clone a child into (CLONE_INTO_CGROUP); on hybrid hosts it is one of several.
     pub fn clone_fd(&self) -> Option<BorrowedFd<'_>> {
-        if self.is_v2() { self.dirs[0].fd() } else { None }
+        self.controller("").and_then(Directory::fd)
+    }
+
+    /// Files by which a process enters: it writes `0` to each. A single thread that moves itself in v1 takes no lock
+    /// that the whole machine waits for, and no RCU grace period, unlike a process that is moved by another
+    /// (kernel/cgroup/cgroup.c, cgroup_procs_write_start). `born`: the process is in the v2 directory already.
+    pub fn doors(&self, born: bool) -> Result<Vec<OwnedFd>> {
+        let mut out = Vec::new();
+        for dir in self.dirs.iter().filter(|dir| !(born && dir.is_v2())) {
+            let file = if dir.is_v2() { "cgroup.procs" } else { "tasks" };
+            match dir.open_file(file, OFlag::O_WRONLY) {
+                Err(errno) if self.rootless && refused(Some(errno)) => {}
+                Err(errno) => {
+                    let what = format!("unable to apply cgroup configuration: adding pid to {:?}", dir.path());
+                    return Err(Error::sys(what, errno));
+                }
+                Ok(fd) => out.push(fd),
+            }
+        }
+        Ok(out)
     }
 
     /// Moves a process into every hierarchy.
@@ -221,7 +240,7 @@ impl Cgroup {
                     Error::sys(format!("linux.resources.devices: write {line:?} to {:?}", dir.path().join(file)), errno)
                 })?;
             }
-        } else if let Some(fd) = self.clone_fd() {
+        } else if let Some(fd) = self.clone_fd().filter(|_| self.is_v2()) {
             let cgroup = dir::reopen(fd).map_err(|errno| Error::sys("open the cgroup", errno))?;
             let attached = devices::attach(cgroup.as_fd(), rules);
             if self.rootless && refused(attached.err()) {

@@ -34,6 +34,10 @@ pub struct Exec<'a> {
     pub keyring: Option<std::ffi::CString>,
     /// The socket to the parent.
     pub report: OwnedFd,
+    /// Files to enter the cgroup by.
+    pub doors: Vec<OwnedFd>,
+    /// What is not allowed to an ordinary user is no failure.
+    pub lenient: bool,
     /// The parent has something to do first: it says when it is done.
     pub wait_for_parent: bool,
 }
@@ -52,6 +56,10 @@ pub fn run(exec: Exec<'_>) -> ! {
 
 fn birth(exec: &Exec<'_>, report: &Report) -> Result<std::convert::Infallible, Failure> {
     let plan = exec.process;
+    if let Some(mask) = &plan.affinity.initial {
+        sys::set_affinity(0, mask).at(Step::Affinity)?;
+    }
+    identity::settle(&exec.doors, plan.oom_score_adj, exec.lenient)?;
     if exec.wait_for_parent {
         report.wait().at(Step::Parent)?;
     }

@@ -1,7 +1,7 @@
 //! From a root in the container to the user that the spec names: labels, capabilities, ids, working directory, program.
 
 use std::ffi::{CStr, CString};
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
 use nix::errno::Errno;
 use nix::fcntl::{AtFlags, OFlag};
@@ -29,6 +29,23 @@ pub struct Ready {
     pub program: CString,
     /// HOME, when the container's passwd had to tell.
     pub home: Option<CString>,
+}
+
+/// What is to be done while the process is still the runtime's: enters its cgroup, leaves the caller's processors, and
+/// sets its score while it may still lower it. `lenient`: what is not allowed is no failure.
+pub fn settle(doors: &[OwnedFd], score: Option<i32>, lenient: bool) -> Result<(), Failure> {
+    let allowed = |done: nix::Result<usize>| match done {
+        Err(Errno::EACCES | Errno::EPERM) if lenient => Ok(()),
+        other => other.map(drop),
+    };
+    for (at, door) in doors.iter().enumerate() {
+        allowed(nix::unistd::write(door, b"0")).at_item(Step::Cgroup, at)?;
+    }
+    if let Some(score) = score {
+        let file = nix::fcntl::open(c"/proc/self/oom_score_adj", OFlag::O_WRONLY | OFlag::O_CLOEXEC, Mode::empty());
+        allowed(file.and_then(|file| nix::unistd::write(&file, score.to_string().as_bytes()))).at(Step::OomScore)?;
+    }
+    Ok(())
 }
 
 /// Who sets the limits of the process.

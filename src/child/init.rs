@@ -31,6 +31,10 @@ pub struct Init<'a> {
     pub second_clone: Option<u64>,
     /// Sources of bind mounts that the parent has opened, by place in the plan.
     pub sources: Vec<Option<OwnedFd>>,
+    /// Files to enter the cgroup by.
+    pub doors: Vec<OwnedFd>,
+    /// The parent has something to do first: it says when it is done.
+    pub wait_for_parent: bool,
     /// The container's cgroup directories.
     pub cgroups: BTreeMap<String, PathBuf>,
     /// Standard streams; None keeps the caller's.
@@ -84,7 +88,12 @@ fn birth(init: Init<'_>, report: Report) -> Result<(), (Failure, Report)> {
 
 fn create(init: &Init<'_>, report: &Report) -> Result<(identity::Ready, Option<OwnedFd>), Failure> {
     let plan = init.plan;
-    report.wait().at(Step::Parent)?;
+    // In a user namespace of its own it may not lower its score: the parent does it.
+    let score = plan.process.oom_score_adj.filter(|_| !plan.namespaces.makes(Kind::User));
+    identity::settle(&init.doors, score, plan.rootless)?;
+    if init.wait_for_parent {
+        report.wait().at(Step::Parent)?;
+    }
     // Which processors the caller was confined to is not the container's affair: its cpuset decides.
     let _ = sys::set_affinity(0, &sys::ALL_PROCESSORS);
     namespaces(init, report)?;

@@ -22,6 +22,10 @@ macro_rules! steps {
 steps! {
     /// Wait for the parent's word.
     Parent,
+    /// Enter the cgroup by door `item`.
+    Cgroup,
+    /// Set oom_score_adj.
+    OomScore,
     /// Join namespace `item`.
     Join,
     /// Make the remaining namespaces.

@@ -15,6 +15,7 @@ use crate::{Error, Kind};
 pub fn init(plan: &Plan, failure: &Failure) -> Error {
     let item = failure.item as usize;
     let what = match failure.step {
+        Step::Cgroup => format!("unable to apply cgroup configuration: enter cgroup {item}"),
         Step::Join => match plan.namespaces.joins.get(item) {
             Some(join) => format!("{}: join namespace {:?}", join.field, join.path),
             None => "join namespace".into(),
@@ -75,6 +76,8 @@ pub fn process(field: &str, plan: &Process, failure: &Failure) -> Error {
     let errno = Errno::from_raw(failure.errno);
     let what = match failure.step {
         Step::Parent => "lost the runtime".into(),
+        Step::Cgroup => format!("unable to apply cgroup configuration: enter cgroup {}", failure.item),
+        Step::OomScore => format!("{field}.oomScoreAdj: set {}", plan.oom_score_adj.unwrap_or_default()),
         Step::Join => "join the container's namespaces".into(),
         Step::NamespaceRoot => "become root of the user namespace".into(),
         Step::Console => "make the terminal".into(),

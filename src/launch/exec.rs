@@ -5,7 +5,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use nix::errno::Errno;
 
 use super::seccomp::Filter;
-use super::{Aim, Channel, Message, Process, adopted, describe, listener, set_oom_score};
+use super::{Aim, Channel, Message, Process, adopted, describe, listener};
 use crate::cgroup::Cgroup;
 use crate::child::exec::{self, Exec};
 use crate::child::report::Record;
@@ -67,7 +67,7 @@ pub fn begin(begin: Begin<'_>) -> Result<Birth> {
     // Only root may point at a pid namespace that belongs to another user namespace.
     let by_second_clone = in_user_namespace && namespaces & pid_namespace != 0 && !nix::unistd::geteuid().is_root();
     let limits_by_parent = in_user_namespace && !plan.rlimits.is_empty();
-    let child = Exec {
+    let mut child = Exec {
         filter: filter.map(|f| (f.program(), f.flags)),
         namespaces: if by_second_clone { namespaces } else { namespaces & !pid_namespace },
         second_clone: by_second_clone,
@@ -76,7 +76,9 @@ pub fn begin(begin: Begin<'_>) -> Result<Birth> {
         preserve_fds,
         keyring,
         report: child_end,
-        wait_for_parent: into.is_none() || plan.oom_score_adj.is_some() || limits_by_parent,
+        doors: cgroup.doors(into.is_some())?,
+        lenient: crate::host::rootless(),
+        wait_for_parent: limits_by_parent,
         process: &plan,
         init,
     };
@@ -89,6 +91,7 @@ pub fn begin(begin: Begin<'_>) -> Result<Birth> {
     let cloned = match clone::clone3(0, into) {
         // The container has made cgroups of its own below, and its init lives in one of them.
         Err(Errno::EBUSY | Errno::EOPNOTSUPP | Errno::ENOENT) if into.is_some() => {
+            child.doors = cgroup.doors(true)?;
             let moved = crate::cgroup::of_process(init_pid);
             moved.and_then(|dir| clone::clone3(0, Some(dir.as_fd())))
         }
@@ -111,20 +114,9 @@ pub fn begin(begin: Begin<'_>) -> Result<Birth> {
     restored.map_err(|errno| Error::sys("return to the runtime's pid namespace", errno))?;
     if wait_for_parent {
         let pid = birth.pid();
-        if let Some(mask) = &birth.plan.affinity.initial {
-            sys::set_affinity(pid, mask).map_err(|errno| Error::sys("process.execCPUAffinity.initial: set", errno))?;
-        }
-        if into.is_none() {
-            cgroup.attach(pid)?;
-        }
-        if let Some(score) = birth.plan.oom_score_adj {
-            set_oom_score(pid, score, crate::host::rootless())?;
-        }
-        if limits_by_parent {
-            for (at, (resource, soft, hard)) in birth.plan.rlimits.iter().enumerate() {
-                sys::prlimit(pid, *resource, *soft, *hard)
-                    .map_err(|errno| Error::sys(format!("process.rlimits[{at}]: set limit {resource}"), errno))?;
-            }
+        for (at, (resource, soft, hard)) in birth.plan.rlimits.iter().enumerate() {
+            sys::prlimit(pid, *resource, *soft, *hard)
+                .map_err(|errno| Error::sys(format!("process.rlimits[{at}]: set limit {resource}"), errno))?;
         }
         birth.channel.go()?;
     }

@@ -95,6 +95,7 @@ pub fn begin(begin: Begin<'_>) -> Result<Birth> {
         flags &= !clone::CLONE_NEWTIME;
         aim.at_new_time_namespace(offsets).map_err(|errno| Error::sys("linux.timeOffsets: set", errno))?;
     }
+    let user = ns.makes(Kind::User);
     let late_user = ns.makes(Kind::User) && !joins.is_empty();
     let second_clone = late_user.then_some(flags & !(Kind::User as u64));
     let first_flags = if late_user { 0 } else { flags };
@@ -103,11 +104,13 @@ pub fn begin(begin: Begin<'_>) -> Result<Birth> {
     let sources = sources(&plan, joined_user)?;
     let joined_net = joins.iter().find(|(kind, ..)| *kind == Kind::Network as u64).map(|(.., fd)| fd.try_clone());
     let joined_net = joined_net.transpose().map_err(|e| Error::io("hold the network namespace", &e))?;
-    let init = Init {
+    let mut init = Init {
         filter: filter.map(|f| (f.program(), f.flags)),
         joins,
         second_clone,
         sources,
+        doors: cgroup.doors(true)?,
+        wait_for_parent: user || !plan.net_devices.is_empty(),
         cgroups: cgroup.paths().clone(),
         stdio,
         preserve_fds,
@@ -122,22 +125,21 @@ pub fn begin(begin: Begin<'_>) -> Result<Birth> {
         sys::set_dumpable(false).map_err(|errno| Error::sys("make the runtime undumpable", errno))?;
     }
     let into = cgroup.clone_fd();
-    let plan_rootless = plan.rootless;
     let side = match clone::clone3(first_flags, into) {
-        // The cgroup cannot take a process by birth (a threaded one, an older kernel): it is moved there below.
+        // The cgroup cannot take a process by birth (a threaded one, an older kernel): it walks in.
         Err(Errno::EBUSY | Errno::EOPNOTSUPP | Errno::E2BIG) if into.is_some() => {
-            clone::clone3(first_flags, None).map(|side| (side, false))
+            init.doors = cgroup.doors(false)?;
+            clone::clone3(first_flags, None)
         }
-        Err(Errno::EACCES) if into.is_some() && plan_rootless => {
-            clone::clone3(first_flags, None).map(|side| (side, false))
-        }
-        other => other.map(|side| (side, into.is_some())),
+        Err(Errno::EACCES) if into.is_some() && plan.rootless => clone::clone3(first_flags, None),
+        other => other,
     };
-    let (side, in_cgroup) = side.map_err(|errno| Error::sys("clone the init process", errno))?;
+    let side = side.map_err(|errno| Error::sys("clone the init process", errno))?;
     let process = match side {
         Side::Child => init::run(init),
         Side::Parent(pid, pidfd) => Process { pid, pidfd },
     };
+    let wait_for_parent = init.wait_for_parent;
     drop(init);
     let birth = Birth {
         plan,
@@ -152,11 +154,8 @@ pub fn begin(begin: Begin<'_>) -> Result<Birth> {
     };
     aim.done().map_err(|errno| Error::sys("return to the runtime's namespaces", errno))?;
     let pid = birth.pid();
-    if let Some(score) = birth.plan.process.oom_score_adj {
+    if let Some(score) = birth.plan.process.oom_score_adj.filter(|_| user) {
         set_oom_score(pid, score, birth.plan.rootless)?;
-    }
-    if !in_cgroup {
-        cgroup.attach(pid)?;
     }
     if !late_user && birth.plan.namespaces.makes(Kind::User) {
         birth.write_maps()?;
@@ -164,7 +163,9 @@ pub fn begin(begin: Begin<'_>) -> Result<Birth> {
     if !late_user {
         birth.move_net_devices()?;
     }
-    birth.channel.go()?;
+    if wait_for_parent {
+        birth.channel.go()?;
+    }
     Ok(birth)
 }
 

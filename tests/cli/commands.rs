@@ -103,15 +103,16 @@ fn stats_have_runcs_layout() {
 
 #[test]
 fn events_tell_of_oom_and_end_with_the_container() {
-    let case =
-        Case::sh("sleep 1; x=$(yes aaaaaaaaaaaaaaaa | head -c 100000000 | tr -d '\\n'); sleep 100").with(|spec| {
-            spec["linux"]["resources"]["memory"] = json!({"limit": 8 << 20, "swap": 8 << 20});
-        });
+    if !is_skiff() {
+        // runc 1.1 does not end with the container on cgroup v1.
+        return;
+    }
+    let script = "sleep 1; (x=$(yes aaaaaaaaaaaaaaaa | head -c 100000000 | tr -d '\\n')); sleep 1";
+    let case = Case::sh(script).with(|spec| {
+        spec["linux"]["resources"]["memory"] = json!({"limit": 8 << 20, "swap": 8 << 20});
+    });
     case.detached(&["run", "-d", &case.id]).ok();
-    let watching =
-        case.command(&["events", "--interval", "100ms", &case.id]).stdout(std::process::Stdio::piped()).spawn();
-    let output = watching.unwrap().wait_with_output().unwrap();
-    let text = String::from_utf8(output.stdout).unwrap();
+    let text = case.cmd(&["events", "--interval", "100ms", &case.id]).ok().out;
     let kinds: Vec<Value> =
         text.lines().map(|line| serde_json::from_str::<Value>(line).unwrap()["type"].clone()).collect();
     assert!(kinds.contains(&json!("stats")) && kinds.contains(&json!("oom")), "{kinds:?}");
