@@ -149,11 +149,42 @@ pub struct Exec {
     pub cgroups: Vec<String>,
     /// Run although the container is paused.
     pub ignore_paused: bool,
+    /// Name of a cgroup of its own below the container's, made for it: its process tree can then be killed as a whole.
+    /// Where it cannot be made the process runs in the container's.
+    pub own_cgroup: Option<String>,
 }
 
 /// An exec under way; ends when the user's program runs.
 #[derive(Debug)]
-pub struct Execing(exec::Birth);
+pub struct Execing {
+    birth: exec::Birth,
+    tree: Option<Tree>,
+}
+
+/// The cgroup of an exec process and its descendants. Dropped, it is killed and removed.
+#[derive(Debug)]
+pub struct Tree(Cgroup);
+
+impl Tree {
+    /// Kills what is left in it.
+    pub fn kill(&self) -> Result<()> {
+        self.0.kill(libc::SIGKILL)
+    }
+
+    /// True when nothing is left in it; it is removed then.
+    pub fn remove_if_empty(&self) -> bool {
+        self.0.remove_if_empty()
+    }
+}
+
+impl Drop for Tree {
+    fn drop(&mut self) {
+        if !self.0.remove_if_empty() {
+            let _ = self.0.kill(libc::SIGKILL);
+            self.0.remove_if_empty();
+        }
+    }
+}
 
 /// A running exec process.
 #[derive(Debug)]
@@ -162,6 +193,8 @@ pub struct Execed {
     pub process: Process,
     /// The pty master if it has a terminal.
     pub console: Option<OwnedFd>,
+    /// Its cgroup, if it has one of its own.
+    pub tree: Option<Tree>,
 }
 
 /// Status as `runc state` prints it.
@@ -549,6 +582,8 @@ impl Container {
             _ => {}
         }
         let below = (!request.cgroups.is_empty()).then(|| self.cgroup.below(&request.cgroups)).transpose()?;
+        let child = request.own_cgroup.as_deref().and_then(|name| self.cgroup.child(name).ok());
+        let tree = child.as_ref().map(|child| child.own_part().map(Tree)).transpose()?;
         check_preserved(request.preserve_fds)?;
         let terminal = matches!(request.stdio, Stdio::Terminal);
         let mut plan = plan::process::plan("process", &request.process, terminal)?;
@@ -559,7 +594,7 @@ impl Container {
         exec::begin(exec::Begin {
             plan,
             filter: own.seccomp.as_ref(),
-            cgroup: below.as_ref().unwrap_or(&self.cgroup),
+            cgroup: below.as_ref().or(child.as_ref()).unwrap_or(&self.cgroup),
             init: self.init()?,
             init_pid: self.state.init_process_pid,
             namespaces: own.namespaces,
@@ -571,7 +606,7 @@ impl Container {
             keyring,
             state: hook_state(&self.state),
         })
-        .map(Execing)
+        .map(|birth| Execing { birth, tree })
     }
 
     /// Signals the init, or every process of the cgroup.
@@ -817,7 +852,7 @@ impl Pending for Execing {
     type Output = Execed;
 
     fn fd(&self) -> BorrowedFd<'_> {
-        self.0.fd()
+        self.birth.fd()
     }
 
     fn deadline(&self) -> Option<Instant> {
@@ -825,6 +860,7 @@ impl Pending for Execing {
     }
 
     fn advance(&mut self) -> Result<Option<Execed>> {
-        Ok(self.0.advance()?.map(|(process, console)| Execed { process, console }))
+        let born = self.birth.advance()?;
+        Ok(born.map(|(process, console)| Execed { process, console, tree: self.tree.take() }))
     }
 }

@@ -9,6 +9,7 @@ mod events;
 mod group;
 mod info;
 mod io;
+mod logger;
 mod logging;
 mod metrics;
 mod options;

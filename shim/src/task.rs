@@ -28,10 +28,10 @@ use skiff::container::{Create, Gate};
 use skiff::{Error, Kind, Result};
 use tokio::sync::{Notify, mpsc, oneshot};
 
-use crate::container::{Container, Streams, connect};
+use crate::container::{Container, Home, Streams, connect};
 use crate::error::{no_container, status, unimplemented};
 use crate::events::{Events, timestamp};
-use crate::io::Paths;
+use crate::io::{Name, Paths};
 use crate::process::{Phase, Process, settle};
 use crate::{metrics, options, rootfs};
 
@@ -148,7 +148,9 @@ impl Shim {
         if let Some(root) = &options.root {
             crate::delete::remember_root(&bundle, root)?;
         }
-        let streams = Streams::new(&paths, owner)?;
+        let name = Name { id: &request.id, namespace: &self.namespace };
+        let streams = Streams::new(&paths, owner, name)?;
+        streams.ready().await?;
         let mounted = !request.rootfs.is_empty();
         if mounted {
             rootfs::mount_all(&bundle, &request.rootfs)?;
@@ -159,7 +161,7 @@ impl Shim {
             let create = Create {
                 id: request.id.clone(),
                 bundle: bundle.clone(),
-                root,
+                root: root.clone(),
                 stdio,
                 gate: Gate::Socket,
                 systemd_cgroup: options.systemd_cgroup,
@@ -171,9 +173,10 @@ impl Shim {
             };
             let created = settle(skiff::container::create(create, &spec)?).await?;
             let init = Process::new("", paths);
-            connect(&init, copies, created.console)?;
+            connect(&init, copies, created.console, name)?;
             init.set_child(created.init)?;
-            Ok(Container::new(created.container, bundle.clone(), init, mounted, owner, self.events.clone()))
+            let home = Home { root, namespace: self.namespace.clone(), mounted };
+            Ok(Container::new(created.container, bundle.clone(), init, home, owner, self.events.clone()))
         }
         .await;
         let container = match made {
@@ -313,7 +316,7 @@ impl Task for Service {
     }
 
     async fn pause(&self, _: &TtrpcContext, request: PauseRequest) -> TtrpcResult<Empty> {
-        self.ask(move |shim| async move { shim.container(&request.id)?.pause() }).await.map(|()| Empty::new())
+        self.ask(move |shim| async move { shim.container(&request.id)?.pause().await }).await.map(|()| Empty::new())
     }
 
     async fn resume(&self, _: &TtrpcContext, request: ResumeRequest) -> TtrpcResult<Empty> {

@@ -335,13 +335,56 @@ impl Cgroup {
         if self.pids()?.is_empty() {
             return Ok(());
         }
-        // Frozen, no process can fork away from the signals; thawed, they take effect.
-        let frozen = self.freeze().is_ok();
-        let result = self.signal_all(signal);
-        if frozen {
-            self.thaw()?;
+        // Killed again and again until nobody new turns up: only who forks faster has to be frozen for it.
+        let mut known: Vec<i32> = Vec::new();
+        for _ in 0..8 {
+            let now = self.pids()?;
+            if now.iter().all(|pid| known.contains(pid)) {
+                return self.thaw_killed();
+            }
+            self.signal_all(signal)?;
+            known = now;
         }
+        let _ = self.freeze();
+        let result = self.signal_all(signal);
+        self.thaw_killed()?;
         result
+    }
+
+    /// A frozen process of v1 dies when it is thawed.
+    fn thaw_killed(&self) -> Result<()> {
+        match self.freezer() {
+            Some((dir, false)) if self.frozen()? => {
+                dir.write("freezer.state", "THAWED").map_err(|errno| Error::sys("thaw the cgroup", errno))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// A new cgroup below this one, for a process tree that is to be killed as a whole. It has no limits of its own; on
+    /// v1 it is one directory, in the hierarchy that [`Cgroup::pids`] looks at.
+    pub fn child(&self, name: &str) -> Result<Cgroup> {
+        let Some(dir) = self.any() else { return Err(Error::new(Kind::Unsupported, "no cgroup")) };
+        let path = dir.path().join(name);
+        std::fs::create_dir(&path).map_err(|e| Error::io(format!("make cgroup {path:?}"), &e))?;
+        let mut paths = self.paths.clone();
+        for (controller, at) in &mut paths {
+            if dir.controllers.contains(controller) {
+                at.clone_from(&path);
+            }
+        }
+        Cgroup::open(&paths)
+    }
+
+    /// The part of a [`Cgroup::child`] that is its own: to kill and remove it without its parent.
+    pub fn own_part(&self) -> Result<Cgroup> {
+        let paths = self.any().map(|dir| dir.controllers.iter().map(|name| (name.clone(), dir.path().to_path_buf())));
+        Cgroup::open(&paths.into_iter().flatten().collect())
+    }
+
+    /// Removes it if it has no processes; one that has them stays.
+    pub fn remove_if_empty(&self) -> bool {
+        self.dirs.iter().all(|dir| dir.remove().is_ok())
     }
 
     fn signal_all(&self, signal: i32) -> Result<()> {

@@ -1,5 +1,6 @@
 //! The parent side of a birth: clone, handshake, id maps. Does not live here: what the child does (child).
 
+pub mod chore;
 pub mod describe;
 pub mod exec;
 mod id_maps;

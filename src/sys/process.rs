@@ -164,6 +164,27 @@ pub fn cloexec_from(first: u32) -> nix::Result<()> {
     Errno::result(unsafe { libc::syscall(libc::SYS_close_range, first, u32::MAX, libc::CLOSE_RANGE_CLOEXEC) }).map(drop)
 }
 
+/// Closes every descriptor from 3 on but `keep`. For a child that goes on by itself: nothing of this process that owns
+/// one may be used or dropped afterwards.
+pub fn close_others(keep: RawFd) -> nix::Result<()> {
+    let close = |first: u32, last: u32| {
+        if first > last {
+            return Ok(());
+        }
+        // SAFETY: takes no pointer; by the function's contract nobody uses what is closed.
+        Errno::result(unsafe { libc::syscall(libc::SYS_close_range, first, last, 0) }).map(drop)
+    };
+    let keep = keep as u32;
+    close(3, keep.saturating_sub(1))?;
+    close((keep + 1).max(3), u32::MAX)
+}
+
+/// dup2 of the number `from` onto `to`, without CLOEXEC. For a child that is about to execve.
+pub fn place_number(from: RawFd, to: RawFd) -> nix::Result<()> {
+    // SAFETY: takes no pointer; what `to` was is not used any more before execve.
+    Errno::result(unsafe { libc::dup2(from, to) }).map(drop)
+}
+
 /// Gives every signal its default action and an empty mask: Rust ignores SIGPIPE, and a mask survives execve.
 pub fn reset_signals() {
     // SAFETY: the kernel's sigaction struct is plain data; all zeroes is SIG_DFL with an empty mask and no flags.
