@@ -26,7 +26,7 @@ test: ## all tests; as root
 test-reference: ## the black-box tests against runc and the Go shim: what these cannot pass is a wrong test
 	contrib/install-deps --tests
 	RUNTIME_UNDER_TEST=runc $(CARGO) $(RUN_TESTS) --package skiff --test cli
-	SHIM_UNDER_TEST=io.containerd.runc.v2 $(CARGO) $(RUN_TESTS) --package containerd-shim-skiff --test shim
+	SHIM_UNDER_TEST=io.containerd.runc.v2 $(CARGO) $(RUN_TESTS) --package containerd-shim-skiff --test shim --test cri
 
 lint: ## rustfmt, clippy with warnings as errors, cargo-deny
 	contrib/install-deps

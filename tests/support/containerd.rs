@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
-use crate::{Done, eventually, image, run, unique};
+use crate::{Done, Network, eventually, image, run, unique};
 
 /// Which containerd.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -23,6 +23,8 @@ pub struct Containerd {
     daemon: Option<Child>,
     runtime: String,
     namespace: String,
+    parent: String,
+    network: Option<Network>,
 }
 
 fn binaries(version: Version) -> PathBuf {
@@ -36,24 +38,93 @@ fn binaries(version: Version) -> PathBuf {
     }
 }
 
+/// For pods on a bridge.
+const CNI: &str = r#"{"cniVersion": "0.4.0", "name": "pods", "plugins": [
+    {"type": "bridge", "bridge": "pods0", "isGateway": true, "hairpinMode": true,
+        "ipam": {"type": "host-local", "dataDir": "DIR/cni-data", "routes": [{"dst": "0.0.0.0/0"}],
+            "ranges": [[{"subnet": "10.88.0.0/16"}]]}},
+    {"type": "portmap", "capabilities": {"portMappings": true}}
+]}"#;
+
+/// Where Debian keeps the CNI plugins.
+const CNI_PLUGINS: &str = "/usr/lib/cni";
+
 impl Containerd {
     /// Starts one. `shim` is the skiff shim; SHIM_UNDER_TEST names another runtime instead.
     pub fn start(version: Version, shim: &Path) -> Containerd {
-        let dir = tempfile::Builder::new().prefix("ctd-").tempdir().expect("a temporary directory");
-        let runtime = std::env::var("SHIM_UNDER_TEST").unwrap_or_else(|_| "io.containerd.skiff.v2".into());
-        let shim_dir = shim.parent().expect("a shim in a directory").to_path_buf();
         let namespace = unique("ns");
-        let mut containerd = Containerd { dir, bin: binaries(version), shim_dir, daemon: None, runtime, namespace };
-        let at = containerd.dir.path().display();
-        let config = format!(
-            "version = 2\nroot = \"{at}/root\"\nstate = \"{at}/state\"\ndisabled_plugins = [\"io.containerd.grpc.v1.cri\"]\n\
-             [grpc]\naddress = \"{at}/c.sock\"\n[ttrpc]\naddress = \"{at}/c.sock.ttrpc\"\n"
-        );
-        std::fs::write(containerd.dir.path().join("config.toml"), config).expect("write the configuration");
-        containerd.up();
-        let archive = image::make(containerd.dir.path());
-        containerd.ctr(&["images", "import", archive.to_str().expect("utf-8")]).ok();
+        let mut containerd = Containerd::new(version, shim, namespace.clone(), namespace);
+        let config = format!("disabled_plugins = [\"io.containerd.grpc.v1.cri\"]\n{}", containerd.common_config());
+        containerd.begin(&config);
         containerd
+    }
+
+    /// Starts one with the CRI plugin, in a network of its own.
+    pub fn start_cri(version: Version, shim: &Path) -> Containerd {
+        let mut containerd = Containerd::new(version, shim, "k8s.io".into(), unique("cri"));
+        containerd.network = Some(Network::new());
+        let at = containerd.dir.path().display().to_string();
+        std::fs::create_dir(containerd.dir.path().join("cni")).expect("make a directory");
+        std::fs::write(containerd.dir.path().join("cni/pods.conflist"), CNI.replace("DIR", &at))
+            .expect("configure CNI");
+        let cri = "plugins.\"io.containerd.grpc.v1.cri\"";
+        let config = format!(
+            "{common}\
+             [plugins.\"io.containerd.nri.v1.nri\"]\ndisable = true\n\
+             [{cri}]\nsandbox_image = \"{pause}\"\nrestrict_oom_score_adj = true\ndisable_apparmor = true\n\
+             netns_mounts_under_state_dir = true\nstream_server_address = \"127.0.0.1\"\nstream_server_port = \"0\"\n\
+             [{cri}.containerd]\ndefault_runtime_name = \"test\"\n\
+             [{cri}.containerd.runtimes.test]\nruntime_type = \"{runtime}\"\n\
+             [{cri}.cni]\nbin_dir = \"{CNI_PLUGINS}\"\nconf_dir = \"{at}/cni\"\n",
+            common = containerd.common_config(),
+            pause = image::PAUSE,
+            runtime = containerd.runtime,
+        );
+        containerd.begin(&config);
+        containerd
+    }
+
+    fn new(version: Version, shim: &Path, namespace: String, parent: String) -> Containerd {
+        Containerd {
+            dir: tempfile::Builder::new().prefix("ctd-").tempdir().expect("a temporary directory"),
+            bin: binaries(version),
+            shim_dir: shim.parent().expect("a shim in a directory").to_path_buf(),
+            daemon: None,
+            runtime: std::env::var("SHIM_UNDER_TEST").unwrap_or_else(|_| "io.containerd.skiff.v2".into()),
+            namespace,
+            parent,
+            network: None,
+        }
+    }
+
+    fn common_config(&self) -> String {
+        let at = self.dir.path().display();
+        format!(
+            "version = 2\nroot = \"{at}/root\"\nstate = \"{at}/state\"\n\
+             [grpc]\naddress = \"{at}/c.sock\"\n[ttrpc]\naddress = \"{at}/c.sock.ttrpc\"\n"
+        )
+    }
+
+    fn begin(&mut self, config: &str) {
+        std::fs::write(self.dir.path().join("config.toml"), config).expect("write the configuration");
+        self.up();
+        let archive = image::make(self.dir.path());
+        self.ctr(&["images", "import", archive.to_str().expect("utf-8")]).ok();
+    }
+
+    /// Its socket.
+    pub fn socket(&self) -> PathBuf {
+        self.dir.path().join("c.sock")
+    }
+
+    /// A name for the parents of cgroups that no other test uses.
+    pub fn cgroup_parent(&self) -> &str {
+        &self.parent
+    }
+
+    /// The network that it is in, if it is not the machine's.
+    pub fn network(&self) -> Option<&Network> {
+        self.network.as_ref()
     }
 
     /// Its temporary directory.
@@ -71,14 +142,13 @@ impl Containerd {
         let path =
             format!("{}:{}:{}", self.shim_dir.display(), self.bin.display(), std::env::var("PATH").unwrap_or_default());
         let log = std::fs::File::options().create(true).append(true).open(self.dir.path().join("log")).expect("a log");
-        let daemon = Command::new(self.bin.join("containerd"))
-            .arg("-c")
-            .arg(self.dir.path().join("config.toml"))
-            .env("PATH", path)
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(log)
-            .spawn();
+        let mut command = Command::new(self.bin.join("containerd"));
+        command.arg("-c").arg(self.dir.path().join("config.toml"));
+        command.env("PATH", path).stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
+        let daemon = match &self.network {
+            Some(network) => network.run(|| command.spawn()),
+            None => command.spawn(),
+        };
         self.daemon = Some(daemon.expect("contrib/install-deps --tests has been run"));
         eventually("containerd answers", || self.ctr(&["version"]).code == 0);
     }
@@ -196,10 +266,29 @@ impl Drop for Containerd {
         }
         // Runtimes leave the parents of a container's cgroup and state directory.
         let hierarchies = std::fs::read_dir("/sys/fs/cgroup").into_iter().flatten().flatten();
-        for parent in
-            hierarchies.map(|entry| entry.path()).chain(["/run/containerd/runc", "/sys/fs/cgroup"].map(PathBuf::from))
-        {
-            let _ = std::fs::remove_dir(parent.join(&self.namespace));
+        for root in hierarchies.map(|entry| entry.path()).chain(["/sys/fs/cgroup"].map(PathBuf::from)) {
+            remove_cgroup(&root.join(&self.parent));
         }
+        let _ = std::fs::remove_dir(Path::new("/run/containerd/runc").join(&self.parent));
+    }
+}
+
+/// With what is below it, and what is still in it.
+fn remove_cgroup(dir: &Path) {
+    for entry in std::fs::read_dir(dir).into_iter().flatten().flatten() {
+        if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+            remove_cgroup(&entry.path());
+        }
+    }
+    let members = std::fs::read_to_string(dir.join("cgroup.procs")).unwrap_or_default();
+    for pid in members.lines().filter_map(|pid| pid.parse().ok()).filter(|pid| *pid > 0) {
+        // SAFETY: plain numbers.
+        unsafe { libc::kill(pid, libc::SIGKILL) };
+    }
+    for _ in 0..100 {
+        if !dir.exists() || std::fs::remove_dir(dir).is_ok() {
+            return;
+        }
+        std::thread::sleep(std::time::Duration::from_millis(10));
     }
 }

@@ -1,4 +1,4 @@
-//! An OCI image archive of busybox, made on the spot.
+//! An OCI image archive, made on the spot: busybox, and a pause image of the same layer.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -9,6 +9,10 @@ use crate::bundle::fill_rootfs;
 
 /// The name that the image has once it is imported.
 pub const NAME: &str = "localhost/busybox:test";
+
+/// The name of the image that pods hold their namespaces with: it waits, and reaps what it inherits.
+pub const PAUSE: &str = "localhost/pause:test";
+const WAIT: &str = "sleep 2147483647 & while :; do wait; sleep 1; done";
 
 fn tar(dir: &Path, archive: &Path) {
     let status = Command::new("tar").arg("-C").arg(dir).arg("-cf").arg(archive).arg(".").status();
@@ -38,17 +42,21 @@ pub fn make(dir: &Path) -> PathBuf {
     };
     tar(&rootfs, &dir.join("layer"));
     let (layer, layer_size) = store("layer", None);
-    let config = json!({"architecture": architecture(), "os": "linux",
-        "config": {"Cmd": ["sh"], "Env": ["PATH=/bin"]},
-        "rootfs": {"type": "layers", "diff_ids": [layer]}});
-    let (config, config_size) = store("config", Some(config.to_string()));
     let manifest_type = "application/vnd.oci.image.manifest.v1+json";
-    let manifest = json!({"schemaVersion": 2, "mediaType": manifest_type,
-        "config": {"mediaType": "application/vnd.oci.image.config.v1+json", "digest": config, "size": config_size},
-        "layers": [{"mediaType": "application/vnd.oci.image.layer.v1.tar", "digest": layer, "size": layer_size}]});
-    let (manifest, manifest_size) = store("manifest", Some(manifest.to_string()));
-    let index = json!({"schemaVersion": 2, "manifests": [{"mediaType": manifest_type, "digest": manifest,
-        "size": manifest_size, "annotations": {"io.containerd.image.name": NAME}}]});
+    let image = |name: &str, command: serde_json::Value| {
+        let config = json!({"architecture": architecture(), "os": "linux",
+            "config": {"Cmd": command, "Env": ["PATH=/bin"]},
+            "rootfs": {"type": "layers", "diff_ids": [layer]}});
+        let (config, config_size) = store("config", Some(config.to_string()));
+        let manifest = json!({"schemaVersion": 2, "mediaType": manifest_type,
+            "config": {"mediaType": "application/vnd.oci.image.config.v1+json", "digest": config, "size": config_size},
+            "layers": [{"mediaType": "application/vnd.oci.image.layer.v1.tar", "digest": layer, "size": layer_size}]});
+        let (manifest, manifest_size) = store("manifest", Some(manifest.to_string()));
+        json!({"mediaType": manifest_type, "digest": manifest, "size": manifest_size,
+            "annotations": {"io.containerd.image.name": name}})
+    };
+    let images = [image(NAME, json!(["sh"])), image(PAUSE, json!(["sh", "-c", WAIT]))];
+    let index = json!({"schemaVersion": 2, "manifests": images});
     std::fs::write(layout.join("index.json"), index.to_string()).expect("write the index");
     std::fs::write(layout.join("oci-layout"), r#"{"imageLayoutVersion":"1.0.0"}"#).expect("write the layout");
     let archive = dir.join("image.tar");

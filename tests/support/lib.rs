@@ -1,4 +1,4 @@
-//! What the black-box tests share: bundles, private containerds, the leak check.
+//! What the black-box tests share: bundles, private containerds and networks, the leak check.
 
 mod agent;
 mod bundle;
@@ -6,12 +6,15 @@ mod console;
 mod containerd;
 mod image;
 mod leaks;
+mod network;
 
 pub use agent::seccomp_agent;
 pub use bundle::Bundle;
 pub use console::receive_console;
 pub use containerd::{Containerd, Version};
+pub use image::NAME as IMAGE;
 pub use leaks::LeakCheck;
+pub use network::Network;
 
 use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};

@@ -1,0 +1,67 @@
+//! The kubelet's side of the Container Runtime Interface, for the tests. Nothing else may depend on it.
+
+/// The messages and the clients that are made from cri.proto.
+#[allow(missing_docs, clippy::all)]
+pub mod cri {
+    tonic::include_proto!("runtime.v1");
+}
+
+use std::path::Path;
+use std::time::Duration;
+
+use cri::image_service_client::ImageServiceClient;
+use cri::runtime_service_client::RuntimeServiceClient;
+use hyper_util::rt::TokioIo;
+pub use tonic::{Code, Status};
+use tonic::{Request, Response};
+
+/// The channel of a client.
+pub type Channel = tonic::transport::Channel;
+
+/// A client whose calls block, and fail after a minute.
+#[derive(Debug)]
+pub struct Client {
+    io: tokio::runtime::Runtime,
+    channel: Channel,
+}
+
+impl Client {
+    /// For the socket at `path`; it connects when it is first used, and again when the server has been away.
+    ///
+    /// # Panics
+    /// When this machine has no epoll to give.
+    pub fn new(path: &Path) -> Client {
+        let io = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a tokio runtime");
+        let path = path.to_path_buf();
+        let connect = tower::service_fn(move |_| {
+            let path = path.clone();
+            async { tokio::net::UnixStream::connect(path).await.map(TokioIo::new) }
+        });
+        let endpoint = tonic::transport::Endpoint::from_static("http://localhost").timeout(Duration::from_secs(60));
+        let channel = io.block_on(async { endpoint.connect_with_connector_lazy(connect) });
+        Client { io, channel }
+    }
+
+    /// One call of the runtime service: `client.call(request, async |mut service, request| service.status(request).await)`.
+    ///
+    /// # Errors
+    /// What the server answers.
+    pub fn call<Q, A>(
+        &self,
+        request: Q,
+        call: impl AsyncFnOnce(RuntimeServiceClient<Channel>, Request<Q>) -> Result<Response<A>, Status>,
+    ) -> Result<A, Status> {
+        let service = RuntimeServiceClient::new(self.channel.clone());
+        self.io.block_on(call(service, Request::new(request))).map(Response::into_inner)
+    }
+
+    /// The tags of the images that the server has.
+    ///
+    /// # Errors
+    /// What the server answers.
+    pub fn images(&self) -> Result<Vec<String>, Status> {
+        let mut service = ImageServiceClient::new(self.channel.clone());
+        let answer = self.io.block_on(service.list_images(cri::Empty {}))?.into_inner();
+        Ok(answer.images.into_iter().flat_map(|image| image.repo_tags).collect())
+    }
+}

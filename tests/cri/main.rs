@@ -1,0 +1,32 @@
+//! Pods and containers through the CRI socket of a real containerd, 1.x and 2.x, as the kubelet runs them. The same tests pass
+//! with SHIM_UNDER_TEST=io.containerd.runc.v2, but for those that say why not.
+
+mod lifecycle;
+mod node;
+
+use std::path::Path;
+
+use skiff_test_support::{Containerd, Version};
+
+use node::Node;
+
+/// Runs a test against a containerd of its own, and looks for what it has left.
+fn with_node(version: Version, test: impl FnOnce(&mut Node)) {
+    let shim = Path::new(env!("CARGO_BIN_EXE_containerd-shim-skiff-v2"));
+    let mut node = Node::new(Containerd::start_cri(version, shim));
+    test(&mut node);
+    node.end();
+}
+
+/// The tests of a module under both versions.
+macro_rules! under_both {
+    ($($name:ident),* $(,)?) => {
+        mod v1 {
+            $(#[test] fn $name() { crate::with_node(skiff_test_support::Version::V1, super::$name) })*
+        }
+        mod v2 {
+            $(#[test] fn $name() { crate::with_node(skiff_test_support::Version::V2, super::$name) })*
+        }
+    };
+}
+pub(crate) use under_both;
