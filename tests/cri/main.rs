@@ -3,6 +3,7 @@
 
 mod lifecycle;
 mod node;
+mod pods;
 
 use std::path::Path;
 

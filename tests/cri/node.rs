@@ -191,12 +191,6 @@ impl<'a> Pod<'a> {
         output
     }
 
-    /// What a script says, in a container of its own.
-    #[track_caller]
-    pub fn says(&self, script: &str) -> String {
-        self.output(sh(script))
-    }
-
     /// Its status.
     #[track_caller]
     pub fn status(&self) -> cri::PodSandboxStatus {
