@@ -16,6 +16,7 @@ use crate::launch::{self, Channel, Pending, Process, describe, exec, init, secco
 use crate::plan::{self, Plan, Request, namespaces};
 use crate::state::{Config, Dir, Own, State, check_id, ids, proc_stat};
 use crate::sys::clone::pidfd_open;
+use crate::trace::{Trace, Track};
 use crate::{Error, Kind, Result};
 
 /// The version of the runtime spec that skiff implements, in the states that it prints.
@@ -64,6 +65,8 @@ pub struct Create {
     pub preserve_fds: u32,
     /// The caller may lack the rights of a real root: see [`crate::host::rootless`].
     pub rootless: bool,
+    /// Where the steps are marked as they happen.
+    pub trace: Option<Trace>,
     /// Make the directory [`NOTIFY`] in the state directory, which the spec's mounts name.
     pub notify: bool,
 }
@@ -82,6 +85,7 @@ struct Underway {
     made: Made,
     state: State,
     gate: Gate,
+    trace: Option<Trace>,
 }
 
 /// What a create leaves in the file system. Dropped, it is removed.
@@ -237,6 +241,8 @@ pub struct Container {
 /// Begins a create: plans, reserves the state directory, makes the cgroup, clones.
 pub fn create(request: Create, spec: &Spec) -> Result<Creating> {
     check_id(&request.id)?;
+    let mark = |step| request.trace.iter().for_each(|trace| trace.mark(Track::Parent, step));
+    mark("plan");
     let bundle = absolute(&request.bundle)?;
     let plan = plan::build(
         &Request {
@@ -252,7 +258,9 @@ pub fn create(request: Create, spec: &Spec) -> Result<Creating> {
         &Cgroups::read()?,
     )?;
     check_preserved(request.preserve_fds)?;
+    mark("compile seccomp");
     let filter = plan.seccomp.as_ref().map(seccomp::compile).transpose()?;
+    mark("make the state directory");
     let mut made =
         Made { dir: Dir::reserve(&request.root, &request.id)?, cgroup: None, host_mounts: None, keep: false };
     if request.notify {
@@ -264,8 +272,11 @@ pub fn create(request: Create, spec: &Spec) -> Result<Creating> {
         let before = mounts_below(&rootfs);
         made.host_mounts = Some((rootfs, before));
     }
+    mark("make the cgroup");
     let cgroup = made.cgroup.insert(Cgroup::create(&plan.cgroup)?);
+    mark("write limits and devices");
     cgroup.apply(&plan.cgroup)?;
+    mark("clone the init");
     let gate = match request.gate {
         Gate::Fifo => Some(made.dir.make_gate()?),
         Gate::Socket => {
@@ -285,9 +296,11 @@ pub fn create(request: Create, spec: &Spec) -> Result<Creating> {
         preserve_fds: request.preserve_fds,
         gate,
         state: hook_state(&state),
+        trace: request.trace.clone(),
         plan,
     })?;
-    Ok(Creating(Some(Underway { birth, made, state, gate: request.gate })))
+    mark("wait for the init");
+    Ok(Creating(Some(Underway { birth, made, state, gate: request.gate, trace: request.trace })))
 }
 
 fn resources(spec: &Spec) -> LinuxResources {
@@ -397,6 +410,7 @@ fn hook_json(state: &State, pid: i32, status: &str) -> Vec<u8> {
 
 impl Underway {
     fn finish(mut self, born: init::Born) -> Result<Created> {
+        self.trace.iter().for_each(|trace| trace.mark(Track::Parent, "save the state"));
         let pid = born.process.pid;
         let stat = proc_stat(pid).ok_or_else(|| Error::new(Kind::System, "container init died during create"));
         let stat = match stat {
@@ -423,6 +437,7 @@ impl Underway {
             return Err(err);
         }
         self.made.keep = true;
+        self.trace.iter().for_each(|trace| trace.end(Track::Parent));
         let cgroup = self.made.cgroup.take().expect("a create has a cgroup");
         let container = Container {
             dir: self.made.dir.clone(),

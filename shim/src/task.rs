@@ -169,6 +169,7 @@ impl Shim {
                 no_new_keyring: options.no_new_keyring,
                 preserve_fds: 0,
                 notify: false,
+                trace: None,
                 rootless: self.rootless,
             };
             let created = settle(skiff::container::create(create, &spec)?).await?;

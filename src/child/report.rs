@@ -132,6 +132,32 @@ steps! {
     Execve,
 }
 
+impl Step {
+    /// The part of a create that it belongs to.
+    pub fn part(self) -> &'static str {
+        use Step as S;
+        match self {
+            S::Parent | S::Gate => "gate",
+            S::Cgroup => "cgroup",
+            S::Join | S::Namespaces | S::NamespaceRoot => "namespaces",
+            S::Loopback => "network",
+            S::Hostname | S::Domainname | S::Keyring => "names",
+            S::HostPropagation | S::Rootfs => "rootfs",
+            S::MountSource | S::MountTarget | S::MountPlace | S::Mount | S::MountAttributes | S::CopyUp => "mounts",
+            S::Device | S::Symlink | S::Console => "devices",
+            S::CreateContainerHook => "createContainer",
+            S::StartContainerHook => "startContainer",
+            S::PivotRoot | S::Chroot | S::RootPropagation => "root",
+            S::Sysctl => "sysctl",
+            S::ReadonlyRoot | S::ReadonlyPath | S::MaskedPath => "seal",
+            S::Seccomp => "seccomp",
+            S::Bounding | S::Capabilities => "capabilities",
+            S::Program | S::Descriptors | S::Execve => "execve",
+            _ => "process",
+        }
+    }
+}
+
 /// A failed step.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Failure {

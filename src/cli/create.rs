@@ -6,6 +6,7 @@ use clap::Args;
 use oci_spec::runtime::Spec;
 use skiff::container::{Create as Request, Created, Gate, Stdio, create};
 use skiff::launch::block_on;
+use skiff::trace::Trace;
 use skiff::{Error, Kind, Result};
 
 use super::{Globals, listen_fds, protect_program, tty, write_pid_file};
@@ -22,6 +23,9 @@ pub struct Bundle {
     /// path to an AF_UNIX socket which will receive a file descriptor referencing the init process
     #[arg(long)]
     pub pidfd_socket: Option<PathBuf>,
+    /// write a timeline of the create to this file, for trace viewers
+    #[arg(long)]
+    pub trace: Option<PathBuf>,
     /// specify the file to write the process id to
     #[arg(long)]
     pub pid_file: Option<PathBuf>,
@@ -54,6 +58,15 @@ impl Create {
     }
 }
 
+/// Removes what was created; the error.
+fn undo(created: Created, err: Error) -> Error {
+    if let Err(undo) = created.container.delete(true) {
+        log::warn!("undo create: {undo}");
+    }
+    let _ = created.init.wait();
+    err
+}
+
 impl Bundle {
     /// Hands the console and the pidfd over and writes the pid file. After an error nothing of the container is left.
     pub fn finish(&self, created: Created) -> Result<Created> {
@@ -63,13 +76,7 @@ impl Bundle {
         };
         match handed.and_then(|()| self.announce(&created)) {
             Ok(()) => Ok(created),
-            Err(err) => {
-                if let Err(undo) = created.container.delete(true) {
-                    log::warn!("undo create: {undo}");
-                }
-                let _ = created.init.wait();
-                Err(err)
-            }
+            Err(err) => Err(undo(created, err)),
         }
     }
 
@@ -98,6 +105,7 @@ impl Bundle {
     /// Creates the container. `has_socket`: a console socket takes the terminal.
     pub fn create(&self, globals: &Globals, id: String, has_socket: bool, detach: bool) -> Result<Created> {
         let mut spec = self.spec()?;
+        let trace = self.trace.is_some().then(Trace::new).transpose()?;
         let notify = super::notify::wanted().is_some();
         if notify {
             super::notify::add(&mut spec, &globals.root.join(&id))?;
@@ -116,10 +124,25 @@ impl Bundle {
             preserve_fds: self.preserve_fds + listen_fds(),
             notify,
             rootless: globals.rootless,
+            trace: trace.clone(),
         };
         if spec.process().is_none() {
             return Err(Error::new(Kind::Invalid, "process: property must not be empty"));
         }
-        block_on(create(request, &spec)?)
+        let created = create(request, &spec).and_then(block_on);
+        // A create that failed has a timeline too.
+        match (&self.trace, trace) {
+            (Some(path), Some(trace)) => {
+                let text = trace.events()?.to_string();
+                let written = std::fs::write(path, text);
+                let name = path.display().to_string();
+                let written = written.map_err(|e| Error::io(format!("write trace {name:?}"), &e));
+                created.and_then(|created| match written {
+                    Ok(()) => Ok(created),
+                    Err(err) => Err(undo(created, err)),
+                })
+            }
+            _ => created,
+        }
     }
 }

@@ -8,6 +8,7 @@ mod kill;
 mod list;
 mod logging;
 mod notify;
+mod plan;
 mod run;
 mod spec;
 mod tty;
@@ -77,6 +78,8 @@ enum Command {
     Update(Box<update::Update>),
     /// display container events such as OOM notifications, cpu, memory, and IO usage statistics
     Events(events::Events),
+    /// show step by step what a create of a bundle would do, without doing it
+    Plan(plan::Plan),
     /// create a new specification file
     Spec(spec::Spec),
     /// show the enabled features
@@ -138,7 +141,7 @@ pub fn run() -> i32 {
     match done {
         Ok(code) => code,
         Err(err) => {
-            logs.error(&err.to_string());
+            logs.error(&err);
             failed
         }
     }
@@ -192,6 +195,7 @@ fn dispatch(globals: &Globals, command: Command) -> Result<i32> {
         Command::Resume(Id { id }) => globals.container(&id)?.resume().map(|()| 0),
         Command::Update(update) => update.run(globals),
         Command::Events(events) => events.run(globals),
+        Command::Plan(plan) => plan.run(globals),
         Command::Spec(spec) => spec.run(),
         Command::Features => {
             println!("{:#}", skiff::features::document());

@@ -13,6 +13,10 @@ use crate::{Error, Kind};
 
 /// The error of a failed create or start.
 pub fn init(plan: &Plan, failure: &Failure) -> Error {
+    one(plan, failure).in_step(failure.step.part())
+}
+
+fn one(plan: &Plan, failure: &Failure) -> Error {
     let item = failure.item as usize;
     let what = match failure.step {
         Step::Cgroup => format!("unable to apply cgroup configuration: enter cgroup {item}"),
@@ -54,7 +58,7 @@ pub fn init(plan: &Plan, failure: &Failure) -> Error {
         Step::ReadonlyPath => format!("linux.readonlyPaths[{item}]: {}", listed(&plan.rootfs.readonly_paths, item)),
         Step::MaskedPath => format!("linux.maskedPaths[{item}]: {}", listed(&plan.rootfs.masked_paths, item)),
         Step::CreateContainerHook | Step::StartContainerHook => return Error::new(Kind::System, &failure.detail),
-        _ => return process("process", &plan.process, failure),
+        _ => return shared("process", &plan.process, failure),
     };
     finish(what, failure)
 }
@@ -70,8 +74,13 @@ pub fn start(program: &str, failure: &Failure) -> Error {
     }
 }
 
-/// The error of a failed exec, and of the steps that init and exec share.
+/// The error of a failed exec.
 pub fn process(field: &str, plan: &Process, failure: &Failure) -> Error {
+    shared(field, plan, failure).in_step(failure.step.part())
+}
+
+/// The steps that init and exec share.
+fn shared(field: &str, plan: &Process, failure: &Failure) -> Error {
     let name = plan.argv.as_slice()[0].to_string_lossy().into_owned();
     let errno = Errno::from_raw(failure.errno);
     let what = match failure.step {

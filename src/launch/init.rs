@@ -25,6 +25,7 @@ use crate::plan::seccomp::Listener;
 use crate::sys::clone::{self, Side};
 use crate::sys::mount::{MountAttr, setattr};
 use crate::sys::process as sys;
+use crate::trace::Trace;
 use crate::{Error, Result};
 
 /// What a birth needs beside the plan.
@@ -44,6 +45,8 @@ pub struct Begin<'a> {
     pub gate: Option<(OwnedFd, OwnedFd)>,
     /// The state for hooks, without pid and status.
     pub state: serde_json::Map<String, serde_json::Value>,
+    /// Where the steps are marked.
+    pub trace: Option<Trace>,
 }
 
 /// An init between its clone and its gate. Dropped before that, it is killed.
@@ -76,7 +79,7 @@ pub struct Born {
 
 /// Clones the init and lets it begin.
 pub fn begin(begin: Begin<'_>) -> Result<Birth> {
-    let Begin { plan, filter, cgroup, stdio, preserve_fds, gate, state } = begin;
+    let Begin { plan, filter, cgroup, stdio, preserve_fds, gate, state, trace } = begin;
     let ns = &plan.namespaces;
     let mut aim = Aim::default();
     let mut joins = Vec::new();
@@ -117,6 +120,7 @@ pub fn begin(begin: Begin<'_>) -> Result<Birth> {
         report: child_end,
         gate,
         state: state.clone(),
+        trace,
         plan: &plan,
     };
     // The files in /proc of an undumpable process belong to root: an ordinary user could not write the id maps. Its

@@ -3,6 +3,7 @@
 pub mod capabilities;
 pub mod cgroup;
 mod checks;
+pub mod explain;
 pub mod mount_options;
 pub mod namespaces;
 pub mod net_devices;

@@ -193,3 +193,74 @@ fn readiness_reaches_the_caller() {
     assert_eq!(std::str::from_utf8(&buf[..n]).unwrap(), format!("READY=1\nMAINPID={pid}\n"), "{env}");
     remove(case);
 }
+
+#[test]
+fn a_plan_is_told_without_doing_it_and_without_privilege() {
+    if !is_skiff() {
+        return;
+    }
+    let case = Case::new(&["true"]).with(|spec| {
+        spec["linux"]["seccomp"] = json!({"defaultAction": "SCMP_ACT_ERRNO",
+            "syscalls": [{"names": ["read", "write"], "action": "SCMP_ACT_ALLOW"}]});
+    });
+    run(std::process::Command::new("chmod").args(["-R", "a+rX"]).arg(case.bundle.path()), "").ok();
+    let mut as_user = std::process::Command::new("setpriv");
+    as_user.args(["--reuid", "65534", "--regid", "65534", "--clear-groups"]);
+    let mut command = as_user;
+    let copy = case.bundle.path().join("runtime");
+    std::fs::copy(&case.runtime, &copy).unwrap();
+    command.arg(&copy).args(["plan", "--format", "json"]).arg(case.bundle.path());
+    let lines: Vec<Value> = serde_json::from_str(&run(&mut command, "").ok().out).unwrap();
+    let has = |step: &str, part: &str| {
+        lines.iter().any(|line| line["step"] == step && line["does"].as_str().unwrap().contains(part))
+    };
+    assert!(has("mounts", "mount proc at /proc") && has("seal", "mask /proc/kcore") && has("execve", "true"));
+    assert!(has("seccomp", "from 1 rules, default SCMP_ACT_ERRNO"), "{lines:#?}");
+    assert!(case.cmd(&["plan"]).ok().out.starts_with("  1. cgroup "));
+    let case = case.with(|spec| spec["process"]["cwd"] = json!("relative"));
+    assert!(case.cmd(&["plan"]).failed().err.contains("process.cwd: "));
+    case.end();
+}
+
+#[test]
+fn a_trace_has_the_steps_of_both_sides() {
+    if !is_skiff() {
+        return;
+    }
+    let case = Case::new(&["true"]);
+    let path = case.bundle.path().join("trace.json");
+    case.cmd(&["run", "--trace", path.to_str().unwrap(), &case.id]).ok();
+    let trace: Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
+    let events = trace["traceEvents"].as_array().unwrap();
+    let at = |name: &str| {
+        let event = events.iter().find(|event| event["name"] == name);
+        event.unwrap_or_else(|| panic!("{name} in {events:#?}"))["ts"].as_f64().unwrap()
+    };
+    assert!(at("plan") < at("make the cgroup") && at("make the cgroup") < at("clone the init"));
+    assert!(at("namespaces") < at("rootfs, mounts and devices") && at("rootfs, mounts and devices") < at("seal"));
+    case.end();
+}
+
+#[test]
+fn json_logs_have_the_parts_of_an_error() {
+    if !is_skiff() {
+        return;
+    }
+    let last = |case: &Case| -> Value {
+        let log = case.bundle.path().join("log.json");
+        case.cmd(&["--log", log.to_str().unwrap(), "--log-format", "json", "run", &case.id]).failed();
+        serde_json::from_str(std::fs::read_to_string(log).unwrap().lines().last().unwrap()).unwrap()
+    };
+    let case = Case::new(&["true"]).with(|spec| spec["process"]["cwd"] = json!("relative"));
+    let line = last(&case);
+    assert_eq!((&line["level"], &line["field"]), (&json!("error"), &json!("process.cwd")));
+    case.end();
+    let case = Case::new(&["true"]).with(|spec| {
+        let mount = json!({"destination": "/x", "type": "bind", "source": "/no/such/dir", "options": ["bind"]});
+        spec["mounts"].as_array_mut().unwrap().push(mount);
+    });
+    let line = last(&case);
+    assert_eq!((&line["step"], &line["errno"]), (&json!("mounts"), &json!("ENOENT")));
+    assert!(line["msg"].as_str().unwrap().contains("mounts[7].source: open \"/no/such/dir\""));
+    case.end();
+}
