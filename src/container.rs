@@ -274,8 +274,8 @@ pub fn create(request: Create, spec: &Spec) -> Result<Creating> {
     }
     mark("make the cgroup");
     let cgroup = made.cgroup.insert(Cgroup::create(&plan.cgroup)?);
-    mark("write limits and devices");
-    cgroup.apply(&plan.cgroup)?;
+    mark("set the device policy");
+    cgroup.set_devices(&plan.cgroup)?;
     mark("clone the init");
     let gate = match request.gate {
         Gate::Fifo => Some(made.dir.make_gate()?),

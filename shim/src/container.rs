@@ -297,7 +297,7 @@ impl Container {
     async fn launch_exec(&self, exec: &Exec1) -> Result<()> {
         let process = &exec.process;
         let name = Name { id: &process.exec_id, namespace: &self.home.namespace };
-        let streams = Streams::new(&process.paths, self.owner, name)?;
+        let mut streams = Streams::new(&process.paths, self.owner, name)?;
         streams.ready().await?;
         let (stdio, copies) = streams.split();
         let number = self.exec_number.get();
@@ -315,9 +315,13 @@ impl Container {
         let execing = self.with(|inner| inner.exec(request))?;
         let execed = settle(execing).await?;
         *exec.tree.borrow_mut() = execed.tree;
-        connect(process, copies, execed.console, name)?;
         process.set_child(execed.process)?;
-        process.open_stdin()
+        let connected = connect(process, copies, execed.console, name).await;
+        let connected = connected.and_then(|()| process.open_stdin());
+        if connected.is_err() {
+            process.discard().await;
+        }
+        connected
     }
 
     /// Signals the init, an exec process, or everything in the container.
@@ -509,8 +513,8 @@ impl Streams {
         Pipes::new(paths, owner, name).map(Box::new).map(Streams::Pipes)
     }
 
-    /// Waits for a logger to be ready.
-    pub async fn ready(&self) -> Result<()> {
+    /// Waits for a logger and for the readers of FIFOs.
+    pub async fn ready(&mut self) -> Result<()> {
         match self {
             Streams::Pipes(pipes) => pipes.ready().await,
             Streams::Terminal => Ok(()),
@@ -530,7 +534,7 @@ impl Streams {
 }
 
 /// Starts the copies of a process that has been made.
-pub fn connect(
+pub async fn connect(
     process: &Process,
     copies: Option<crate::io::Copies>,
     console: Option<std::os::fd::OwnedFd>,
@@ -541,7 +545,7 @@ pub fn connect(
     }
     if let Some(master) = console {
         let keep = master.try_clone().map_err(|e| Error::io("share the terminal", &e))?;
-        process.set_io(Io::console(master, &process.paths, name)?);
+        process.set_io(Io::console(master, &process.paths, name).await?);
         process.set_console(keep);
     }
     Ok(())

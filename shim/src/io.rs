@@ -14,7 +14,7 @@ use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, SpliceFFlags, fcntl, splice};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::unistd::pipe2;
-use skiff::{Error, Result};
+use skiff::{Error, Kind, Result};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::sync::{Notify, watch};
@@ -49,9 +49,25 @@ pub struct Io {
     logger: Option<Logger>,
 }
 
+/// How long a client may take to open the FIFOs that it has named.
+const OPENING: Duration = Duration::from_secs(30);
+
+impl Output {
+    async fn open(&mut self, field: &str) -> Result<()> {
+        let Output::Fifo(path) = self else { return Ok(()) };
+        let opened = tokio::time::timeout(OPENING, open_output(path)).await;
+        let opened = opened.map_err(|_| Error::new(Kind::Timeout, format!("{field}: nobody reads {path:?}")))?;
+        let (writer, reader) = opened.map_err(|errno| Error::sys(format!("{field}: open {path:?}"), errno))?;
+        *self = Output::Open(writer, reader);
+        Ok(())
+    }
+}
+
 enum Output {
     Null,
     Fifo(String),
+    /// Its writer, and a reader of our own.
+    Open(OwnedFd, OwnedFd),
     File(File),
     /// A pipe to a logger, for a terminal's copy.
     Pipe(OwnedFd),
@@ -122,12 +138,16 @@ fn append(field: &str, path: &str) -> Result<File> {
 }
 
 impl Pipes {
-    /// Waits for the logger, if there is one.
-    pub async fn ready(&self) -> Result<()> {
-        match &self.logger {
-            Some(logger) => logger.ready().await,
-            None => Ok(()),
+    /// Waits for the logger, if there is one, and for the readers of FIFOs: a client that is told of an exit before it
+    /// has opened them gives them up.
+    pub async fn ready(&mut self) -> Result<()> {
+        if let Some(logger) = &self.logger {
+            logger.ready().await?;
         }
+        for (output, field) in self.outputs.iter_mut().zip(["stdout", "stderr"]) {
+            output.open(field).await?;
+        }
+        Ok(())
     }
 
     /// Makes the pipes. `owner` is who the process's ends belong to.
@@ -260,7 +280,7 @@ impl Io {
     }
 
     /// Copies between a pty master and the client's FIFOs, or to a logger.
-    pub fn console(master: OwnedFd, paths: &Paths, name: Name<'_>) -> Result<Io> {
+    pub async fn console(master: OwnedFd, paths: &Paths, name: Name<'_>) -> Result<Io> {
         set_nonblocking(&master).map_err(|errno| Error::sys("set up the terminal", errno))?;
         let (open_tx, open) = watch::channel(1usize);
         let mut io = Io::new(open);
@@ -270,7 +290,7 @@ impl Io {
             check_stdin(&paths.stdin)?;
             io.stdin_pipe = Some(again("stdin")?);
         }
-        let output = match Logger::start(&paths.stdout, name.id, name.namespace)? {
+        let mut output = match Logger::start(&paths.stdout, name.id, name.namespace)? {
             Some((logger, out, _)) => {
                 set_nonblocking(&out).map_err(|errno| Error::sys("set up a pipe", errno))?;
                 io.logger = Some(logger);
@@ -278,6 +298,10 @@ impl Io {
             }
             None => output("stdout", &paths.stdout)?,
         };
+        if let Some(logger) = &io.logger {
+            logger.ready().await?;
+        }
+        output.open("stdout").await?;
         io.copies.push(tokio::task::spawn_local(async move {
             if let Err(errno) = copy_console(master, output).await {
                 log::warn!("copy terminal: {}", skiff::error::errno_text(errno));
@@ -340,7 +364,7 @@ async fn open_output(path: &str) -> nix::Result<(OwnedFd, OwnedFd)> {
             }
             Err(err) if err.raw_os_error() == Some(libc::ENXIO) => {
                 tokio::time::sleep(pause).await;
-                pause = (pause * 2).min(Duration::from_millis(50));
+                pause = (pause * 2).min(Duration::from_millis(10));
             }
             Err(err) => return Err(errno(err)),
         }
@@ -359,10 +383,9 @@ pub fn watch_fd(fd: OwnedFd, interest: Interest) -> nix::Result<AsyncFd<OwnedFd>
 
 async fn copy_output(pipe: OwnedFd, output: Output) -> nix::Result<()> {
     match output {
-        Output::Null | Output::Pipe(_) => Ok(()),
+        Output::Null | Output::Pipe(_) | Output::Fifo(_) => Ok(()),
         Output::File(file) => copy_to_file(pipe, file).await,
-        Output::Fifo(path) => {
-            let (writer, _reader) = open_output(&path).await?;
+        Output::Open(writer, _reader) => {
             move_pages(watch_fd(pipe, Interest::READABLE)?, watch_fd(writer, Interest::WRITABLE)?).await
         }
     }
@@ -477,12 +500,9 @@ async fn copy_console(master: OwnedFd, output: Output) -> nix::Result<()> {
         Fifo(AsyncFd<OwnedFd>, #[allow(dead_code, reason = "held open")] Option<OwnedFd>),
     }
     let mut to = match output {
-        Output::Null => To::Null,
+        Output::Null | Output::Fifo(_) => To::Null,
         Output::File(file) => To::File(file),
-        Output::Fifo(path) => {
-            let (writer, reader) = open_output(&path).await?;
-            To::Fifo(watch_fd(writer, Interest::WRITABLE)?, Some(reader))
-        }
+        Output::Open(writer, reader) => To::Fifo(watch_fd(writer, Interest::WRITABLE)?, Some(reader)),
         Output::Pipe(pipe) => To::Fifo(watch_fd(pipe, Interest::WRITABLE)?, None),
     };
     let master = watch_fd(master, Interest::READABLE)?;

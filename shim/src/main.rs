@@ -35,11 +35,8 @@ fn main() -> ExitCode {
             Ok(())
         }
         Action::Info => reply(info::reply),
-        Action::Start => {
-            // A container must not reach a writable file of ours through /proc/<pid>/exe; without the mount API it is no worse.
-            let _ = skiff::sys::exe::run_read_only();
-            start::run(&args)
-        }
+        Action::Start => start::run(&args),
+        Action::Serve => start::serve(&args),
         Action::Delete => reply(|| delete::run(&args)),
     };
     match done {

@@ -28,7 +28,9 @@ const V3: &str = "containerd.task.v3.Task";
 const FLUSH: Duration = Duration::from_secs(5);
 
 /// Serves until Shutdown or a signal.
-pub fn run(args: &Args, bundle: &Path, listener: StdListener, socket: &Path, events: Option<String>) -> Result<()> {
+pub fn run(args: &Args, bundle: &Path, listener: StdListener, events: Option<String>) -> Result<()> {
+    let address = listener.local_addr().map_err(|e| Error::io("descriptor 3 is no listener", &e))?;
+    let socket = address.as_pathname().map(Path::to_path_buf);
     logging::open(bundle, args.debug);
     let fail = |what: &'static str| move |errno| Error::sys(what, errno);
     skiff::sys::process::set_dumpable(false).map_err(fail("make the shim undumpable"))?;
@@ -39,7 +41,9 @@ pub fn run(args: &Args, bundle: &Path, listener: StdListener, socket: &Path, eve
         .map_err(|e| Error::io("make the event loop", &e))?;
     let local = tokio::task::LocalSet::new();
     let served = local.block_on(&runtime, serve(args, listener, events));
-    let _ = std::fs::remove_file(socket);
+    if let Some(socket) = socket {
+        let _ = std::fs::remove_file(socket);
+    }
     if let Err(err) = &served {
         log::error!("{err}");
     }

@@ -128,6 +128,8 @@ impl Shim {
         }
         let created = self.create_reserved(&request).await;
         self.creating.borrow_mut().remove(&request.id);
+        // A config.json takes more memory than a container that runs.
+        skiff::sys::process::trim_heap();
         created
     }
 
@@ -149,7 +151,7 @@ impl Shim {
             crate::delete::remember_root(&bundle, root)?;
         }
         let name = Name { id: &request.id, namespace: &self.namespace };
-        let streams = Streams::new(&paths, owner, name)?;
+        let mut streams = Streams::new(&paths, owner, name)?;
         streams.ready().await?;
         let mounted = !request.rootfs.is_empty();
         if mounted {
@@ -174,8 +176,14 @@ impl Shim {
             };
             let created = settle(skiff::container::create(create, &spec)?).await?;
             let init = Process::new("", paths);
-            connect(&init, copies, created.console, name)?;
             init.set_child(created.init)?;
+            if let Err(err) = connect(&init, copies, created.console, name).await {
+                init.discard().await;
+                if let Err(undo) = created.container.delete(true) {
+                    log::warn!("undo create: {undo}");
+                }
+                return Err(err);
+            }
             let home = Home { root, namespace: self.namespace.clone(), mounted };
             Ok(Container::new(created.container, bundle.clone(), init, home, owner, self.events.clone()))
         }

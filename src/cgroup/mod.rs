@@ -184,7 +184,12 @@ impl Cgroup {
         Ok(())
     }
 
-    /// Writes the limits and sets the device policy.
+    /// Sets the device policy: before the first process enters, which would meet a policy that is half written.
+    pub fn set_devices(&self, plan: &CgroupPlan) -> Result<()> {
+        plan.devices.as_ref().map_or(Ok(()), |rules| self.apply_devices(rules))
+    }
+
+    /// Writes the limits.
     pub fn apply(&self, plan: &CgroupPlan) -> Result<()> {
         if plan.check_memory.is_some() || plan.check_swap.is_some() {
             self.check_memory(plan)?;
@@ -201,10 +206,7 @@ impl Cgroup {
             }
             at += 1;
         }
-        match &plan.devices {
-            Some(rules) => self.apply_devices(rules),
-            None => Ok(()),
-        }
+        Ok(())
     }
 
     fn write(&self, write: &Write) -> Result<()> {

@@ -35,7 +35,7 @@ pub struct Begin<'a> {
     pub plan: Plan,
     /// The compiled seccomp filter.
     pub filter: Option<&'a Filter>,
-    /// The container's cgroup, with its limits in place.
+    /// The container's cgroup, without its limits yet.
     pub cgroup: &'a Cgroup,
     /// Standard streams; None keeps the caller's.
     pub stdio: Option<[OwnedFd; 3]>,
@@ -170,6 +170,8 @@ pub fn begin(begin: Begin<'_>) -> Result<Birth> {
     if wait_for_parent {
         birth.channel.go()?;
     }
+    // While the child mounts; it does nothing of the container's before the parent has seen its reports.
+    cgroup.apply(&birth.plan.cgroup)?;
     Ok(birth)
 }
 

@@ -77,6 +77,15 @@ pub fn set_child_subreaper(on: bool) -> nix::Result<()> {
     prctl(libc::PR_SET_CHILD_SUBREAPER, [on.into(), 0, 0, 0]).map(drop)
 }
 
+/// Gives memory that is free back to the kernel: malloc_trim(3).
+pub fn trim_heap() {
+    #[cfg(target_env = "gnu")]
+    // SAFETY: takes no pointer; the C library's own heap is consistent between calls.
+    unsafe {
+        libc::malloc_trim(0)
+    };
+}
+
 /// PR_SET_THP_DISABLE.
 pub fn set_thp_disable(on: bool) -> nix::Result<()> {
     prctl(libc::PR_SET_THP_DISABLE, [on.into(), 0, 0, 0]).map(drop)
@@ -189,7 +198,8 @@ pub fn place_number(from: RawFd, to: RawFd) -> nix::Result<()> {
 pub fn reset_signals() {
     // SAFETY: the kernel's sigaction struct is plain data; all zeroes is SIG_DFL with an empty mask and no flags.
     let action: libc::sigaction = unsafe { std::mem::zeroed() };
-    for signal in 1..=64 {
+    // Only what is ignored survives an execve (signal(7)): handlers need no reset.
+    for signal in ignored_signals() {
         // SAFETY: `action` outlives the call; numbers that cannot be set are refused without effect.
         unsafe { libc::sigaction(signal, &raw const action, std::ptr::null_mut()) };
     }
@@ -198,6 +208,21 @@ pub fn reset_signals() {
     unsafe {
         libc::syscall(libc::SYS_rt_sigprocmask, libc::SIG_SETMASK, &raw const none, std::ptr::null_mut::<u64>(), 8)
     };
+}
+
+/// The signals that this process ignores, by SigIgn of /proc/self/status; all of them when that cannot be read.
+fn ignored_signals() -> impl Iterator<Item = i32> {
+    let mask = || -> Option<u64> {
+        let flags = nix::fcntl::OFlag::O_RDONLY | nix::fcntl::OFlag::O_CLOEXEC;
+        let file = nix::fcntl::open(c"/proc/self/status", flags, nix::sys::stat::Mode::empty()).ok()?;
+        let mut buf = [0u8; 4096];
+        let n = nix::unistd::read(&file, &mut buf).ok()?;
+        let text = std::str::from_utf8(&buf[..n]).ok()?;
+        let line = text.lines().find_map(|line| line.strip_prefix("SigIgn:"))?;
+        u64::from_str_radix(line.trim(), 16).ok()
+    };
+    let mask = mask().unwrap_or(u64::MAX);
+    (1..=64).filter(move |signal| mask & (1 << (signal - 1)) != 0)
 }
 
 /// A NULL-terminated vector of C strings, as execve(2) wants.

@@ -345,6 +345,43 @@ fn output_waits_for_a_reader_that_comes_back() {
 }
 
 #[test]
+fn a_terminal_that_leads_nowhere_leaves_nothing() {
+    let mut bundle = Bundle::new(&["sleep", "1000"]);
+    bundle.spec["process"]["terminal"] = serde_json::json!(true);
+    let daemon = Daemon::with(bundle);
+    let request = CreateTaskRequest {
+        id: daemon.id.clone(),
+        bundle: daemon.bundle.path().display().to_string(),
+        terminal: true,
+        stdout: "/no/such/fifo".into(),
+        ..CreateTaskRequest::default()
+    };
+    refused(daemon.client.create(context(), &request), Code::UNKNOWN);
+    refused(daemon.state(""), Code::NOT_FOUND);
+    daemon.create().unwrap();
+    daemon.begin("").unwrap();
+    let spec = serde_json::json!({"args": ["sleep", "7"], "cwd": "/", "env": ["PATH=/bin"], "terminal": true,
+        "user": {"uid": 0, "gid": 0}});
+    let exec = ExecProcessRequest {
+        id: daemon.id.clone(),
+        exec_id: "tty".into(),
+        terminal: true,
+        stdout: "/no/such/fifo".into(),
+        spec: MessageField::some(Any { value: spec.to_string().into_bytes(), ..Any::default() }),
+        ..ExecProcessRequest::default()
+    };
+    daemon.client.exec(context(), &exec).unwrap();
+    refused(daemon.begin("tty"), Code::UNKNOWN);
+    daemon.delete("tty").unwrap();
+    let pids = daemon.client.pids(context(), &PidsRequest { id: daemon.id.clone(), ..Default::default() }).unwrap();
+    assert_eq!(pids.processes.len(), 1, "only the init is left");
+    daemon.kill("", 9, false).unwrap();
+    daemon.wait("").unwrap();
+    daemon.delete("").unwrap();
+    daemon.end();
+}
+
+#[test]
 fn limits_are_updated() {
     let daemon = Daemon::start(&["sleep", "1000"]);
     daemon.create().unwrap();
