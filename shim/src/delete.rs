@@ -77,6 +77,7 @@ pub fn run(args: &Args) -> Result<Vec<u8>> {
         Err(err) => return Err(err),
     };
     rootfs::unmount_all(&bundle)?;
+    crate::sandbox::remove_files(&bundle);
     if remove_dead_socket(&bundle) {
         let group = group::of(&bundle, &args.id).unwrap_or_else(|_| args.id.clone());
         remove_members(&root, &group, &args.id);

@@ -15,6 +15,7 @@ mod metrics;
 mod options;
 mod process;
 mod rootfs;
+mod sandbox;
 mod serve;
 mod start;
 mod task;
@@ -25,6 +26,9 @@ use std::process::ExitCode;
 use args::{Action, Args};
 
 fn main() -> ExitCode {
+    if std::env::args_os().next().is_some_and(|name| name == skiff::launch::pod::NAME) {
+        skiff::launch::pod::run();
+    }
     let args = match Args::parse(std::env::args().skip(1)) {
         Ok(args) => args,
         Err(err) => return fail(&err),

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
+use containerd_shim_protos::sandbox_async::create_sandbox;
 use containerd_shim_protos::shim_async::create_task;
 use containerd_shim_protos::ttrpc::asynchronous::Server;
 use containerd_shim_protos::ttrpc::asynchronous::transport::Listener;
@@ -75,6 +76,7 @@ fn services(service: Service) -> Result<HashMap<String, containerd_shim_protos::
         let one = made.remove(V3).ok_or_else(|| Error::new(Kind::System, format!("no service {V3}")))?;
         out.insert(name.to_string(), one);
     }
+    out.extend(create_sandbox(service));
     Ok(out)
 }
 

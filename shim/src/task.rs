@@ -33,7 +33,7 @@ use crate::error::{no_container, status, unimplemented};
 use crate::events::{Events, timestamp};
 use crate::io::{Name, Paths};
 use crate::process::{Phase, Process, settle};
-use crate::{metrics, options, rootfs};
+use crate::{metrics, options, rootfs, sandbox};
 
 /// Base of the state directories, as the Go shim has it: other programs look there.
 pub const DEFAULT_ROOT: &str = "/run/containerd/runc";
@@ -49,6 +49,8 @@ pub struct Shim {
     containers: RefCell<BTreeMap<String, Rc<Container>>>,
     creating: RefCell<std::collections::BTreeSet<String>>,
     shutdown_refused: std::cell::Cell<bool>,
+    /// The pod, where there is no pause container.
+    pub sandbox: sandbox::Slot,
     rootless: bool,
 }
 
@@ -68,7 +70,8 @@ impl Service {
         (Service { jobs }, receiver)
     }
 
-    async fn ask<T, F, A>(&self, ask: A) -> TtrpcResult<T>
+    /// Lets the owner work on a request, and waits for its answer.
+    pub async fn ask<T, F, A>(&self, ask: A) -> TtrpcResult<T>
     where
         T: Send + 'static,
         F: Future<Output = Result<T>> + 'static,
@@ -103,6 +106,7 @@ impl Shim {
             containers: RefCell::default(),
             creating: RefCell::default(),
             shutdown_refused: std::cell::Cell::new(false),
+            sandbox: sandbox::Slot::default(),
             rootless: skiff::host::rootless(),
         })
     }
@@ -117,7 +121,8 @@ impl Shim {
     }
 
     fn is_empty(&self) -> bool {
-        self.containers.borrow().is_empty() && self.creating.borrow().is_empty()
+        let idle = self.containers.borrow().is_empty() && self.creating.borrow().is_empty();
+        idle && self.sandbox.borrow().is_none()
     }
 
     async fn create(&self, request: CreateTaskRequest) -> Result<u32> {
@@ -139,7 +144,10 @@ impl Shim {
         }
         let options = options::parse(request.options.as_ref())?;
         let bundle = PathBuf::from(&request.bundle);
-        let spec = skiff::bundle::load(&bundle)?;
+        let mut spec = skiff::bundle::load(&bundle)?;
+        if let Some(sandbox) = &*self.sandbox.borrow() {
+            sandbox.complete(&mut spec)?;
+        }
         let paths = Paths {
             stdin: request.stdin.clone(),
             stdout: request.stdout.clone(),
@@ -251,7 +259,7 @@ impl Shim {
     }
 
     /// Asked for while containers are left, it is remembered: some versions of containerd ask only once.
-    fn shutdown(self: &Rc<Self>) {
+    pub fn shutdown(self: &Rc<Self>) {
         if !self.is_empty() {
             self.shutdown_refused.set(true);
             return;

@@ -8,6 +8,7 @@ pub mod idmap;
 pub mod init;
 pub mod listener;
 pub mod net_devices;
+pub mod pod;
 pub mod seccomp;
 
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};

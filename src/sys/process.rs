@@ -72,6 +72,11 @@ pub fn set_no_new_privs() -> nix::Result<()> {
     prctl(libc::PR_SET_NO_NEW_PRIVS, [1, 0, 0, 0]).map(drop)
 }
 
+/// PR_SET_PDEATHSIG: the signal that this process gets when its parent ends.
+pub fn set_parent_death_signal(signal: i32) -> nix::Result<()> {
+    prctl(libc::PR_SET_PDEATHSIG, [signal as libc::c_ulong, 0, 0, 0]).map(drop)
+}
+
 /// PR_SET_CHILD_SUBREAPER.
 pub fn set_child_subreaper(on: bool) -> nix::Result<()> {
     prctl(libc::PR_SET_CHILD_SUBREAPER, [on.into(), 0, 0, 0]).map(drop)

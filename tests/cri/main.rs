@@ -19,6 +19,17 @@ fn with_node(version: Version, test: impl FnOnce(&mut Node)) {
     node.end();
 }
 
+/// The same with a pod that the shim itself holds.
+fn with_sandbox_node(test: impl FnOnce(&mut Node)) {
+    let shim = Path::new(env!("CARGO_BIN_EXE_containerd-shim-skiff-v2"));
+    let mut node = Node::new(Containerd::start_cri_with(Version::V2, shim, "shim"));
+    if node.containerd.is_skiff() {
+        // The Go shim has pods with a pause container alone.
+        test(&mut node);
+    }
+    node.end();
+}
+
 /// The tests of a module under both versions.
 macro_rules! under_both {
     ($($name:ident),* $(,)?) => {

@@ -18,6 +18,67 @@ crate::under_both!(
     containerd_comes_back_to_its_pods,
 );
 
+/// Without a pause container.
+mod sandbox {
+    #[test]
+    fn namespaces_are_shared_as_asked() {
+        crate::with_sandbox_node(super::namespaces_are_shared_as_asked);
+    }
+    #[test]
+    fn pods_have_sysctls_dns_and_a_network() {
+        crate::with_sandbox_node(super::pods_have_sysctls_dns_and_a_network);
+    }
+    #[test]
+    fn users_groups_and_capabilities() {
+        crate::with_sandbox_node(super::users_groups_and_capabilities);
+    }
+    #[test]
+    fn seccomp_and_read_only_roots() {
+        crate::with_sandbox_node(super::seccomp_and_read_only_roots);
+    }
+    #[test]
+    fn volumes_and_devices() {
+        crate::with_sandbox_node(super::volumes_and_devices);
+    }
+    #[test]
+    fn limits_change_in_place_and_stats_tell() {
+        crate::with_sandbox_node(super::limits_change_in_place_and_stats_tell);
+    }
+    #[test]
+    fn out_of_memory_is_the_reason() {
+        crate::with_sandbox_node(super::out_of_memory_is_the_reason);
+    }
+    #[test]
+    fn a_probe_that_takes_too_long_is_ended() {
+        crate::with_sandbox_node(super::a_probe_that_takes_too_long_is_ended);
+    }
+    #[test]
+    fn containerd_comes_back_to_its_pods() {
+        crate::with_sandbox_node(super::containerd_comes_back_to_its_pods);
+    }
+    #[test]
+    fn one_shim_serves_a_pod() {
+        crate::with_sandbox_node(super::one_shim_serves_a_pod);
+    }
+    #[test]
+    fn a_pod_has_no_pause_container() {
+        crate::with_sandbox_node(super::a_pod_has_no_pause_container);
+    }
+}
+
+fn a_pod_has_no_pause_container(node: &mut Node) {
+    let pod = node.pod();
+    let tasks = node.containerd.ctr(&["tasks", "ls", "-q"]).ok().out;
+    assert_eq!(tasks, "", "a pod alone is no task");
+    let container = pod.start(idle());
+    assert_eq!(container.says("hostname").trim(), pod.config.hostname);
+    assert!(container.says("cat /etc/hosts").contains("127.0.0.1"));
+    let other = pod.start(idle());
+    container.says("echo shared >/dev/shm/f");
+    assert_eq!(other.says("cat /dev/shm/f"), "shared\n");
+    pod.end();
+}
+
 fn one_shim_serves_a_pod(node: &mut Node) {
     let pod = node.pod();
     let (first, second) = (pod.start(idle()), pod.start(idle()));

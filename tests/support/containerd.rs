@@ -61,6 +61,11 @@ impl Containerd {
 
     /// Starts one with the CRI plugin, in a network of its own.
     pub fn start_cri(version: Version, shim: &Path) -> Containerd {
+        Containerd::start_cri_with(version, shim, "podsandbox")
+    }
+
+    /// The same with another sandboxer: `shim` has no pause container, from containerd 2.0 on.
+    pub fn start_cri_with(version: Version, shim: &Path, sandboxer: &str) -> Containerd {
         let mut containerd = Containerd::new(version, shim, "k8s.io".into(), unique("cri"));
         containerd.network = Some(Network::new());
         let at = containerd.dir.path().display().to_string();
@@ -74,7 +79,7 @@ impl Containerd {
              [{cri}]\nsandbox_image = \"{pause}\"\nrestrict_oom_score_adj = true\ndisable_apparmor = true\n\
              netns_mounts_under_state_dir = true\nstream_server_address = \"127.0.0.1\"\nstream_server_port = \"0\"\n\
              [{cri}.containerd]\ndefault_runtime_name = \"test\"\n\
-             [{cri}.containerd.runtimes.test]\nruntime_type = \"{runtime}\"\n\
+             [{cri}.containerd.runtimes.test]\nruntime_type = \"{runtime}\"\nsandboxer = \"{sandboxer}\"\n\
              [{cri}.cni]\nbin_dir = \"{CNI_PLUGINS}\"\nconf_dir = \"{at}/cni\"\n",
             common = containerd.common_config(),
             pause = image::PAUSE,
