@@ -9,7 +9,7 @@ STATIC = LIBSECCOMP_LINK_TYPE=static LIBSECCOMP_LIB_PATH=$$(dirname $$(cc -print
 	RUSTFLAGS="-C target-feature=+crt-static -C relocation-model=static"
 RUN_TESTS := $(if $(shell command -v cargo-nextest),nextest run --no-fail-fast,test --no-fail-fast)
 
-.PHONY: help demo build test test-reference lint audit install
+.PHONY: help demo build test test-reference engines bench lint audit install
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -30,6 +30,9 @@ test-reference: ## the black-box tests against runc and the Go shim: what these 
 	contrib/install-deps --tests
 	RUNTIME_UNDER_TEST=runc $(CARGO) $(RUN_TESTS) --package skiff --test cli
 	SHIM_UNDER_TEST=io.containerd.runc.v2 $(CARGO) $(RUN_TESTS) --package containerd-shim-skiff --test shim --test cri
+
+engines: build ## run containers with Podman and Docker, installed for it, and skiff as their runtime
+	contrib/engines
 
 lint: ## rustfmt, clippy with warnings as errors, cargo-deny
 	contrib/install-deps
