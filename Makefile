@@ -31,6 +31,11 @@ test-reference: ## the black-box tests against runc and the Go shim: what these 
 	RUNTIME_UNDER_TEST=runc $(CARGO) $(RUN_TESTS) --package skiff --test cli
 	SHIM_UNDER_TEST=io.containerd.runc.v2 $(CARGO) $(RUN_TESTS) --package containerd-shim-skiff --test shim --test cri
 
+bench: build ## compare with runc, crun and the Go shim: table, target/bench.json, target/bench.svg
+	contrib/install-deps --bench
+	cc -O2 -static -o target/floor contrib/bench/floor.c
+	$(CARGO) run --release --package skiff-bench -- --json target/bench.json --svg target/bench.svg $(BENCH)
+
 engines: build ## run containers with Podman and Docker, installed for it, and skiff as their runtime
 	contrib/engines
 

@@ -207,6 +207,13 @@ impl Containerd {
         self.run_with(flags, id, args, "")
     }
 
+    /// `ctr run` with another runtime than the one under test.
+    pub fn run_as(&self, runtime: &str, flags: &[&str], id: &str, args: &[&str]) -> Done {
+        let head = ["run", "--runtime", runtime];
+        let all: Vec<&str> = head.iter().chain(flags).chain(&[image::NAME, id]).chain(args).copied().collect();
+        self.ctr(&all)
+    }
+
     /// The same, with `input` on stdin.
     pub fn run_with(&self, flags: &[&str], id: &str, args: &[&str], input: &str) -> Done {
         let head = ["run", "--runtime", self.runtime.as_str()];
