@@ -5,7 +5,7 @@ PREFIX ?= /usr/local
 # cargo-nextest where it is there: a process per test.
 RUN_TESTS := $(if $(shell command -v cargo-nextest),nextest run --no-fail-fast,test --no-fail-fast)
 
-.PHONY: help demo build test test-reference lint audit install
+.PHONY: help demo build test test-vm test-reference lint audit install
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -22,6 +22,10 @@ build: ## the two binaries, in target/release
 test: ## all tests; as root
 	contrib/install-deps --tests
 	$(CARGO) $(RUN_TESTS) --workspace
+
+test-vm: ## the tests in a virtual machine with systemd and cgroup v2; as root, on Debian; builds its image once
+	contrib/install-deps --tests
+	contrib/vm
 
 test-reference: ## the black-box tests against runc and the Go shim: what these cannot pass is a wrong test
 	contrib/install-deps --tests
