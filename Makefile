@@ -2,14 +2,14 @@
 
 CARGO ?= cargo
 PREFIX ?= /usr/local
-# cargo-nextest where it is there: a process per test.
 HOST := $(shell rustc -vV | sed -n 's/^host: //p')
 # One file without a dynamic loader starts in half the time and shares more of its memory.
 STATIC = LIBSECCOMP_LINK_TYPE=static LIBSECCOMP_LIB_PATH=$$(dirname $$(cc -print-file-name=libseccomp.a)) \
 	RUSTFLAGS="-C target-feature=+crt-static -C relocation-model=static"
+# cargo-nextest where it is there: a process per test.
 RUN_TESTS := $(if $(shell command -v cargo-nextest),nextest run --no-fail-fast,test --no-fail-fast)
 
-.PHONY: help demo build test test-reference engines bench lint audit install
+.PHONY: help demo build test test-vm test-reference engines bench lint audit install
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -25,6 +25,10 @@ build: ## the two binaries, statically linked, in target/release
 test: ## all tests; as root
 	contrib/install-deps --tests
 	$(CARGO) $(RUN_TESTS) --workspace
+
+test-vm: ## the tests in a virtual machine with systemd and cgroup v2; as root, on Debian; builds its image once
+	contrib/install-deps --tests
+	contrib/vm
 
 test-reference: ## the black-box tests against runc and the Go shim: what these cannot pass is a wrong test
 	contrib/install-deps --tests
