@@ -2,6 +2,7 @@
 //! with SHIM_UNDER_TEST=io.containerd.runc.v2, but for those that say why not.
 
 mod lifecycle;
+mod namespaces;
 mod node;
 
 use std::path::Path;

@@ -18,6 +18,7 @@ pub enum Version {
 #[derive(Debug)]
 pub struct Containerd {
     dir: tempfile::TempDir,
+    version: Version,
     bin: PathBuf,
     shim_dir: PathBuf,
     daemon: Option<Child>,
@@ -87,6 +88,7 @@ impl Containerd {
     fn new(version: Version, shim: &Path, namespace: String, parent: String) -> Containerd {
         Containerd {
             dir: tempfile::Builder::new().prefix("ctd-").tempdir().expect("a temporary directory"),
+            version,
             bin: binaries(version),
             shim_dir: shim.parent().expect("a shim in a directory").to_path_buf(),
             daemon: None,
@@ -110,6 +112,11 @@ impl Containerd {
         self.up();
         let archive = image::make(self.dir.path());
         self.ctr(&["images", "import", archive.to_str().expect("utf-8")]).ok();
+    }
+
+    /// Which it is.
+    pub fn version(&self) -> Version {
+        self.version
     }
 
     /// Its socket.
