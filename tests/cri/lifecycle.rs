@@ -26,6 +26,7 @@ crate::under_both!(
     containers_are_tried_again,
     many_pods_at_once,
     environment_and_directory,
+    a_handler_says_what_it_can,
 );
 
 fn a_pod_with_a_container(node: &mut Node) {
@@ -302,4 +303,15 @@ fn environment_and_directory(node: &mut Node) {
     let hostname = &pod.config.hostname;
     assert_eq!(pod.output(config), format!("hello there\n/made/on/the/way\n/bin\n{hostname}\n"));
     pod.end();
+}
+
+fn a_handler_says_what_it_can(node: &mut Node) {
+    let status = call!(node, status, cri::StatusRequest { verbose: false }).expect("a status");
+    if node.containerd.version() == Version::V1 {
+        // Not in its interface yet.
+        assert_eq!(status.runtime_handlers, []);
+        return;
+    }
+    let handler = status.runtime_handlers.into_iter().find(|handler| handler.name == "path").expect("the handler");
+    assert!(handler.features.expect("features").recursive_read_only_mounts);
 }

@@ -2,8 +2,13 @@
 //! with SHIM_UNDER_TEST=io.containerd.runc.v2, but for those that say why not.
 
 mod lifecycle;
+mod mounts;
 mod namespaces;
 mod node;
+mod resources;
+mod restart;
+mod security;
+mod streams;
 
 use std::path::Path;
 

@@ -1,5 +1,6 @@
 //! A node with pods and containers: what a kubelet asks for, in few words.
 
+use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::Mutex;
 
@@ -21,6 +22,7 @@ pub struct Node {
     pub client: Client,
     /// Every pod and container that there was: what the leak check looks for.
     ids: Mutex<Vec<String>>,
+    configs: Mutex<HashMap<String, PodSandboxConfig>>,
 }
 
 /// A pod that runs. A test ends it.
@@ -79,7 +81,7 @@ impl Node {
     /// Of a containerd that has just started.
     pub fn new(containerd: Containerd) -> Node {
         let client = Client::new(&containerd.socket());
-        let node = Node { containerd, client, ids: Mutex::default() };
+        let node = Node { containerd, client, ids: Mutex::default(), configs: Mutex::default() };
         eventually("the node is ready", || node.is_ready());
         eventually("the images are known", || node.client.images().is_ok_and(|tags| tags.len() == 2));
         node
@@ -140,11 +142,24 @@ impl Node {
 
     /// Runs a pod.
     pub fn run(&self, config: PodSandboxConfig) -> Result<Pod<'_>, Status> {
+        self.run_with_handler(config, "")
+    }
+
+    /// Runs a pod with one of the configured runtimes.
+    pub fn run_with_handler(&self, config: PodSandboxConfig, handler: &str) -> Result<Pod<'_>, Status> {
         std::fs::create_dir_all(&config.log_directory).expect("a directory for logs");
-        let request = cri::RunPodSandboxRequest { config: Some(config.clone()), runtime_handler: String::new() };
+        let request = cri::RunPodSandboxRequest { config: Some(config.clone()), runtime_handler: handler.into() };
         let id = call!(self, run_pod_sandbox, request)?.pod_sandbox_id;
         self.ids.lock().expect("ids").push(id.clone());
+        self.configs.lock().expect("configs").insert(id.clone(), config.clone());
         Ok(Pod { node: self, id, config })
+    }
+
+    /// A pod that was run before.
+    #[track_caller]
+    pub fn known_pod(&self, id: &str) -> Pod<'_> {
+        let config = self.configs.lock().expect("configs").get(id).expect("a pod of this test").clone();
+        Pod { node: self, id: id.into(), config }
     }
 
     /// Nothing is left of all the pods.
@@ -185,6 +200,14 @@ impl<'a> Pod<'a> {
     pub fn start(&self, config: ContainerConfig) -> Container<'a> {
         let container = self.create(config).unwrap_or_else(|e| panic!("create a container: {e}"));
         container.start().unwrap_or_else(|e| panic!("start a container: {e}"));
+        container
+    }
+
+    /// A container that was made before.
+    #[track_caller]
+    pub fn known_container(&self, id: &str) -> Container<'a> {
+        let mut container = Container { node: self.node, id: id.into(), log: PathBuf::new() };
+        container.log = container.status().log_path.into();
         container
     }
 

@@ -60,7 +60,8 @@ impl Containerd {
         containerd
     }
 
-    /// Starts one with the CRI plugin, in a network of its own.
+    /// Starts one with the CRI plugin, in a network of its own. It has two runtimes, `test` and `path`: containerd up to 2.2
+    /// asks only runtimes of the type `io.containerd.runc.v2` what they can, so `path` is one whose path is that of skiff.
     pub fn start_cri(version: Version, shim: &Path) -> Containerd {
         let mut containerd = Containerd::new(version, shim, "k8s.io".into(), unique("cri"));
         containerd.network = Some(Network::new());
@@ -76,10 +77,13 @@ impl Containerd {
              netns_mounts_under_state_dir = true\nstream_server_address = \"127.0.0.1\"\nstream_server_port = \"0\"\n\
              [{cri}.containerd]\ndefault_runtime_name = \"test\"\n\
              [{cri}.containerd.runtimes.test]\nruntime_type = \"{runtime}\"\n\
+             [{cri}.containerd.runtimes.path]\nruntime_type = \"io.containerd.runc.v2\"\n{path}\
              [{cri}.cni]\nbin_dir = \"{CNI_PLUGINS}\"\nconf_dir = \"{at}/cni\"\n",
             common = containerd.common_config(),
             pause = image::PAUSE,
             runtime = containerd.runtime,
+            path =
+                if containerd.is_skiff() { format!("runtime_path = \"{}\"\n", shim.display()) } else { String::new() },
         );
         containerd.begin(&config);
         containerd
