@@ -3,21 +3,24 @@
 CARGO ?= cargo
 PREFIX ?= /usr/local
 # cargo-nextest where it is there: a process per test.
+HOST := $(shell rustc -vV | sed -n 's/^host: //p')
+# One file without a dynamic loader starts in half the time and shares more of its memory.
+STATIC = LIBSECCOMP_LINK_TYPE=static LIBSECCOMP_LIB_PATH=$$(dirname $$(cc -print-file-name=libseccomp.a)) \
+	RUSTFLAGS="-C target-feature=+crt-static -C relocation-model=static"
 RUN_TESTS := $(if $(shell command -v cargo-nextest),nextest run --no-fail-fast,test --no-fail-fast)
 
-.PHONY: help demo build test test-reference lint audit install
+.PHONY: help demo build test test-reference engines bench lint audit install
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
 
-demo: ## run containers with a private containerd and skiff, from nothing to nothing left
-	contrib/install-deps
-	$(CARGO) build --release --workspace --bins
+demo: build ## run containers with a private containerd and skiff, from nothing to nothing left
 	contrib/demo
 
-build: ## the two binaries, in target/release
+build: ## the two binaries, statically linked, in target/release
 	contrib/install-deps
-	$(CARGO) build --release --workspace --bins
+	$(STATIC) $(CARGO) build --release --target $(HOST) --package skiff --package containerd-shim-skiff --bins
+	install -D -t target/release target/$(HOST)/release/skiff target/$(HOST)/release/containerd-shim-skiff-v2
 
 test: ## all tests; as root
 	contrib/install-deps --tests
@@ -27,6 +30,9 @@ test-reference: ## the black-box tests against runc and the Go shim: what these 
 	contrib/install-deps --tests
 	RUNTIME_UNDER_TEST=runc $(CARGO) $(RUN_TESTS) --package skiff --test cli
 	SHIM_UNDER_TEST=io.containerd.runc.v2 $(CARGO) $(RUN_TESTS) --package containerd-shim-skiff --test shim --test cri
+
+engines: build ## run containers with Podman and Docker, installed for it, and skiff as their runtime
+	contrib/engines
 
 lint: ## rustfmt, clippy with warnings as errors, cargo-deny
 	contrib/install-deps

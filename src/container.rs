@@ -6,9 +6,9 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
-use oci_spec::runtime::{Hook, Hooks, LinuxNamespaceType as Namespace, Process as ProcessSpec, Spec};
+use oci_spec::runtime::{Hook, Hooks, LinuxNamespaceType as Namespace, LinuxResources, Process as ProcessSpec, Spec};
 
-use crate::cgroup::{Cgroup, Stats};
+use crate::cgroup::{Cgroup, OomWatch, Stats};
 use crate::error::{CONTAINER_DOES_NOT_EXIST, CONTAINER_NOT_RUNNING};
 use crate::hooks::{self, Running};
 use crate::host::Cgroups;
@@ -16,6 +16,7 @@ use crate::launch::{self, Channel, Pending, Process, describe, exec, init, secco
 use crate::plan::{self, Plan, Request, namespaces};
 use crate::state::{Config, Dir, Own, State, check_id, ids, proc_stat};
 use crate::sys::clone::pidfd_open;
+use crate::trace::{Trace, Track};
 use crate::{Error, Kind, Result};
 
 /// The version of the runtime spec that skiff implements, in the states that it prints.
@@ -62,7 +63,16 @@ pub struct Create {
     pub no_new_keyring: bool,
     /// Pass fds 3..3+n of the caller on.
     pub preserve_fds: u32,
+    /// The caller may lack the rights of a real root: see [`crate::host::rootless`].
+    pub rootless: bool,
+    /// Where the steps are marked as they happen.
+    pub trace: Option<Trace>,
+    /// Make the directory [`NOTIFY`] in the state directory, which the spec's mounts name.
+    pub notify: bool,
 }
+
+/// The directory below the state directory that holds the socket for sd_notify(3).
+pub const NOTIFY: &str = "notify";
 
 /// A birth under way; ends in a created container whose init waits at the gate. Dropped before that, everything that
 /// it had made is taken back.
@@ -75,6 +85,7 @@ struct Underway {
     made: Made,
     state: State,
     gate: Gate,
+    trace: Option<Trace>,
 }
 
 /// What a create leaves in the file system. Dropped, it is removed.
@@ -82,6 +93,8 @@ struct Underway {
 struct Made {
     dir: Dir,
     cgroup: Option<Cgroup>,
+    /// Without a mount namespace: the rootfs, and what was mounted below it before.
+    host_mounts: Option<(PathBuf, Vec<PathBuf>)>,
     keep: bool,
 }
 
@@ -89,6 +102,9 @@ impl Drop for Made {
     fn drop(&mut self) {
         if self.keep {
             return;
+        }
+        if let Some((rootfs, before)) = &self.host_mounts {
+            unmount_below(rootfs, before);
         }
         if let Some(cgroup) = &self.cgroup
             && let Err(err) = cgroup.kill(libc::SIGKILL).and_then(|()| cgroup.remove())
@@ -133,15 +149,46 @@ pub struct Exec {
     pub stdio: Stdio,
     /// Pass fds 3..3+n of the caller on.
     pub preserve_fds: u32,
-    /// `controller:path` or `path` below the container's cgroup (runc exec --cgroup).
+    /// `controller[,controller]:path`, or one `path` for all, below the container's cgroup.
     pub cgroups: Vec<String>,
     /// Run although the container is paused.
     pub ignore_paused: bool,
+    /// Name of a cgroup of its own below the container's, made for it: its process tree can then be killed as a whole.
+    /// Where it cannot be made the process runs in the container's.
+    pub own_cgroup: Option<String>,
 }
 
 /// An exec under way; ends when the user's program runs.
 #[derive(Debug)]
-pub struct Execing(exec::Birth);
+pub struct Execing {
+    birth: exec::Birth,
+    tree: Option<Tree>,
+}
+
+/// The cgroup of an exec process and its descendants. Dropped, it is killed and removed.
+#[derive(Debug)]
+pub struct Tree(Cgroup);
+
+impl Tree {
+    /// Kills what is left in it.
+    pub fn kill(&self) -> Result<()> {
+        self.0.kill(libc::SIGKILL)
+    }
+
+    /// True when nothing is left in it; it is removed then.
+    pub fn remove_if_empty(&self) -> bool {
+        self.0.remove_if_empty()
+    }
+}
+
+impl Drop for Tree {
+    fn drop(&mut self) {
+        if !self.0.remove_if_empty() {
+            let _ = self.0.kill(libc::SIGKILL);
+            self.0.remove_if_empty();
+        }
+    }
+}
 
 /// A running exec process.
 #[derive(Debug)]
@@ -150,6 +197,8 @@ pub struct Execed {
     pub process: Process,
     /// The pty master if it has a terminal.
     pub console: Option<OwnedFd>,
+    /// Its cgroup, if it has one of its own.
+    pub tree: Option<Tree>,
 }
 
 /// Status as `runc state` prints it.
@@ -192,6 +241,8 @@ pub struct Container {
 /// Begins a create: plans, reserves the state directory, makes the cgroup, clones.
 pub fn create(request: Create, spec: &Spec) -> Result<Creating> {
     check_id(&request.id)?;
+    let mark = |step| request.trace.iter().for_each(|trace| trace.mark(Track::Parent, step));
+    mark("plan");
     let bundle = absolute(&request.bundle)?;
     let plan = plan::build(
         &Request {
@@ -201,15 +252,31 @@ pub fn create(request: Create, spec: &Spec) -> Result<Creating> {
             systemd_cgroup: request.systemd_cgroup,
             no_pivot: request.no_pivot,
             no_new_keyring: request.no_new_keyring,
+            rootless: request.rootless,
         },
         spec,
         &Cgroups::read()?,
     )?;
     check_preserved(request.preserve_fds)?;
+    mark("compile seccomp");
     let filter = plan.seccomp.as_ref().map(seccomp::compile).transpose()?;
-    let mut made = Made { dir: Dir::reserve(&request.root, &request.id)?, cgroup: None, keep: false };
+    mark("make the state directory");
+    let mut made =
+        Made { dir: Dir::reserve(&request.root, &request.id)?, cgroup: None, host_mounts: None, keep: false };
+    if request.notify {
+        let dir = made.dir.path().join(NOTIFY);
+        std::fs::create_dir(&dir).map_err(|e| Error::io(format!("make {:?}", dir.display().to_string()), &e))?;
+    }
+    if !plan.rootfs.mount_namespace {
+        let rootfs = plan_rootfs(&plan);
+        let before = mounts_below(&rootfs);
+        made.host_mounts = Some((rootfs, before));
+    }
+    mark("make the cgroup");
     let cgroup = made.cgroup.insert(Cgroup::create(&plan.cgroup)?);
-    cgroup.apply(&plan.cgroup)?;
+    mark("set the device policy");
+    cgroup.set_devices(&plan.cgroup)?;
+    mark("clone the init");
     let gate = match request.gate {
         Gate::Fifo => Some(made.dir.make_gate()?),
         Gate::Socket => {
@@ -217,7 +284,8 @@ pub fn create(request: Create, spec: &Spec) -> Result<Creating> {
             None
         }
     };
-    let state = new_state(&request.id, &bundle, spec, &plan, filter, cgroup);
+    let mut state = new_state(&request.id, &bundle, spec, &plan, filter, cgroup);
+    state.skiff.mounts_before = made.host_mounts.as_ref().map(|(_, before)| before.clone());
     let birth = init::begin(init::Begin {
         filter: state.skiff.seccomp.as_ref(),
         cgroup,
@@ -228,9 +296,39 @@ pub fn create(request: Create, spec: &Spec) -> Result<Creating> {
         preserve_fds: request.preserve_fds,
         gate,
         state: hook_state(&state),
+        trace: request.trace.clone(),
         plan,
     })?;
-    Ok(Creating(Some(Underway { birth, made, state, gate: request.gate })))
+    mark("wait for the init");
+    Ok(Creating(Some(Underway { birth, made, state, gate: request.gate, trace: request.trace })))
+}
+
+fn resources(spec: &Spec) -> LinuxResources {
+    let mut resources = spec.linux().as_ref().and_then(|linux| linux.resources().clone()).unwrap_or_default();
+    resources.set_devices(None);
+    resources
+}
+
+fn plan_rootfs(plan: &Plan) -> PathBuf {
+    use std::os::unix::ffi::OsStrExt;
+    PathBuf::from(std::ffi::OsStr::from_bytes(plan.rootfs.path.to_bytes()))
+}
+
+/// Mount points strictly below `rootfs`, in the order of their making.
+fn mounts_below(rootfs: &Path) -> Vec<PathBuf> {
+    let rootfs = std::fs::canonicalize(rootfs).unwrap_or_else(|_| rootfs.to_path_buf());
+    let mounts = crate::host::mount_points();
+    mounts.into_iter().filter(|at| at.starts_with(&rootfs) && *at != rootfs).collect()
+}
+
+/// Takes back what a container without a mount namespace has mounted in its rootfs.
+fn unmount_below(rootfs: &Path, before: &[PathBuf]) {
+    for at in mounts_below(rootfs).iter().rev().filter(|at| !before.contains(at)) {
+        let flags = nix::mount::MntFlags::MNT_DETACH | nix::mount::MntFlags::UMOUNT_NOFOLLOW;
+        if let Err(errno) = nix::mount::umount2(at, flags) {
+            log::warn!("unmount {at:?}: {}", crate::error::errno_text(errno));
+        }
+    }
 }
 
 fn absolute(bundle: &Path) -> Result<PathBuf> {
@@ -269,8 +367,8 @@ fn new_state(
         init_process_pid: 0,
         init_process_start: 0,
         created: created.format(&time::format_description::well_known::Rfc3339).unwrap_or_default(),
-        config: Config { rootfs: PathBuf::from(plan.rootfs.path.to_string_lossy().into_owned()), labels },
-        rootless: false,
+        config: Config { rootfs: plan_rootfs(plan), labels },
+        rootless: plan.rootless,
         cgroup_paths: cgroup.paths().clone(),
         namespace_paths: BTreeMap::new(),
         external_descriptors: Vec::new(),
@@ -285,6 +383,10 @@ fn new_state(
             hooks,
             seccomp: filter,
             keyring: plan.keyring.is_some(),
+            mounts_before: None,
+            resources: resources(spec),
+            personality: plan.process.personality,
+            memory_policy: plan.process.memory_policy.clone(),
         },
     }
 }
@@ -308,6 +410,7 @@ fn hook_json(state: &State, pid: i32, status: &str) -> Vec<u8> {
 
 impl Underway {
     fn finish(mut self, born: init::Born) -> Result<Created> {
+        self.trace.iter().for_each(|trace| trace.mark(Track::Parent, "save the state"));
         let pid = born.process.pid;
         let stat = proc_stat(pid).ok_or_else(|| Error::new(Kind::System, "container init died during create"));
         let stat = match stat {
@@ -334,6 +437,7 @@ impl Underway {
             return Err(err);
         }
         self.made.keep = true;
+        self.trace.iter().for_each(|trace| trace.end(Track::Parent));
         let cgroup = self.made.cgroup.take().expect("a create has a cgroup");
         let container = Container {
             dir: self.made.dir.clone(),
@@ -364,6 +468,11 @@ impl Container {
         let dir = Dir::at(root, id)?;
         let there = dir.exists();
         dir.remove().map(|()| there)
+    }
+
+    /// Its state directory.
+    pub fn state_dir(&self) -> &Path {
+        self.dir.path()
     }
 
     /// Container id.
@@ -440,6 +549,11 @@ impl Container {
         if self.alive() { Ok(fd) } else { Err(gone()) }
     }
 
+    /// A descriptor that is readable when the init has exited; any process may wait for it.
+    pub fn watch(&self) -> Result<OwnedFd> {
+        self.init()
+    }
+
     /// Opens the gate. Errors when the container is not created (runc's texts).
     pub fn start(&mut self) -> Result<Starting> {
         let refuse = |text: &str| Err(Error::new(Kind::FailedPrecondition, text));
@@ -482,19 +596,22 @@ impl Container {
             }
             _ => {}
         }
-        if !request.cgroups.is_empty() {
-            return Err(Error::new(Kind::Unsupported, "exec in a cgroup below the container's: not supported yet"));
-        }
+        let below = (!request.cgroups.is_empty()).then(|| self.cgroup.below(&request.cgroups)).transpose()?;
+        let child = request.own_cgroup.as_deref().and_then(|name| self.cgroup.child(name).ok());
+        let tree = child.as_ref().map(|child| child.own_part().map(Tree)).transpose()?;
         check_preserved(request.preserve_fds)?;
         let terminal = matches!(request.stdio, Stdio::Terminal);
-        let plan = plan::process::plan("process", &request.process, terminal)?;
+        let mut plan = plan::process::plan("process", &request.process, terminal)?;
         let own = &self.state.skiff;
+        plan.personality = own.personality;
+        plan.memory_policy = own.memory_policy.clone();
         let keyring = own.keyring.then(|| plan::cstring("id", format!("_ses.{}", self.state.id))).transpose()?;
         exec::begin(exec::Begin {
             plan,
             filter: own.seccomp.as_ref(),
-            cgroup: &self.cgroup,
+            cgroup: below.as_ref().or(child.as_ref()).unwrap_or(&self.cgroup),
             init: self.init()?,
+            init_pid: self.state.init_process_pid,
             namespaces: own.namespaces,
             stdio: match request.stdio {
                 Stdio::Fds(fds) => Some(fds),
@@ -502,8 +619,9 @@ impl Container {
             },
             preserve_fds: request.preserve_fds,
             keyring,
+            state: hook_state(&self.state),
         })
-        .map(Execing)
+        .map(|birth| Execing { birth, tree })
     }
 
     /// Signals the init, or every process of the cgroup.
@@ -545,6 +663,32 @@ impl Container {
         }
     }
 
+    /// Changes limits: those that `changes` has, the others stay. Devices are never touched. After an error the old
+    /// limits are put back as far as the kernel lets them.
+    pub fn update(&mut self, changes: &LinuxResources) -> Result<()> {
+        if self.status()? == Status::Stopped {
+            return Err(Error::new(Kind::FailedPrecondition, CONTAINER_NOT_RUNNING));
+        }
+        let host = Cgroups::read()?;
+        let old = &self.state.skiff.resources;
+        let (merged, mut writes) = merge(old, changes)?;
+        writes.set_devices(None);
+        let plan = plan::cgroup::plan_update(&writes, &host)?;
+        if let Err(err) = self.cgroup.apply(&plan) {
+            if let Ok(undo) = plan::cgroup::plan_update(old, &host) {
+                let _ = self.cgroup.apply(&undo);
+            }
+            return Err(err);
+        }
+        self.state.skiff.resources = merged;
+        self.dir.save(&self.state)
+    }
+
+    /// Watches for the kernel's OOM killer; None where the cgroup has no memory controller.
+    pub fn watch_oom(&self) -> Result<Option<OomWatch>> {
+        OomWatch::new(&self.cgroup).map_err(|errno| Error::sys("watch the cgroup for OOM", errno))
+    }
+
     /// Host pids of all processes in the cgroup.
     pub fn pids(&self) -> Result<Vec<i32>> {
         self.cgroup.pids()
@@ -570,6 +714,9 @@ impl Container {
         }
         self.cgroup.kill(libc::SIGKILL)?;
         self.cgroup.remove()?;
+        if let Some(before) = &self.state.skiff.mounts_before {
+            unmount_below(self.rootfs(), before);
+        }
         self.dir.remove()?;
         for (at, hook) in self.state.skiff.hooks.poststop().iter().flatten().enumerate() {
             let state = hook_json(&self.state, 0, "stopped");
@@ -594,6 +741,49 @@ impl Container {
             launch::wait_readable(init.as_fd(), Some(deadline))?;
         }
         Ok(())
+    }
+}
+
+/// The limits after an update, and what is to be written for it: quota and period of the processor are one setting.
+fn merge(old: &LinuxResources, changes: &LinuxResources) -> Result<(LinuxResources, LinuxResources)> {
+    let json =
+        |resources: &LinuxResources| serde_json::to_value(resources).map_err(|e| Error::invalid("linux.resources", e));
+    let back = |value| serde_json::from_value(value).map_err(|e| Error::invalid("linux.resources", e));
+    let (mut merged, mut writes) = (json(old)?, json(changes)?);
+    overlay(&mut merged, &writes);
+    if let Some(cpu) = writes.get_mut("cpu").and_then(|cpu| cpu.as_object_mut()) {
+        let set = |cpu: &serde_json::Map<String, serde_json::Value>, key: &str| {
+            cpu.get(key).and_then(serde_json::Value::as_i64).is_some_and(|n| n != 0)
+        };
+        for (one, other) in [("quota", "period"), ("period", "quota")] {
+            if set(cpu, one)
+                && !set(cpu, other)
+                && let Some(value) = old_number(old, other)
+            {
+                cpu.insert(other.into(), value);
+            }
+        }
+    }
+    Ok((back(merged)?, back(writes)?))
+}
+
+fn old_number(old: &LinuxResources, key: &str) -> Option<serde_json::Value> {
+    let cpu = old.cpu().as_ref()?;
+    match key {
+        "quota" => cpu.quota().map(Into::into),
+        _ => cpu.period().map(Into::into),
+    }
+}
+
+/// Puts the fields of `over` into `under`, objects field by field.
+fn overlay(under: &mut serde_json::Value, over: &serde_json::Value) {
+    match (under.as_object_mut(), over.as_object()) {
+        (Some(fields), Some(changes)) => {
+            for (key, value) in changes {
+                overlay(fields.entry(key).or_insert(serde_json::Value::Null), value);
+            }
+        }
+        _ => *under = over.clone(),
     }
 }
 
@@ -677,7 +867,7 @@ impl Pending for Execing {
     type Output = Execed;
 
     fn fd(&self) -> BorrowedFd<'_> {
-        self.0.fd()
+        self.birth.fd()
     }
 
     fn deadline(&self) -> Option<Instant> {
@@ -685,6 +875,7 @@ impl Pending for Execing {
     }
 
     fn advance(&mut self) -> Result<Option<Execed>> {
-        Ok(self.0.advance()?.map(|(process, console)| Execed { process, console }))
+        let born = self.birth.advance()?;
+        Ok(born.map(|(process, console)| Execed { process, console, tree: self.tree.take() }))
     }
 }

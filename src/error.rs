@@ -42,22 +42,26 @@ pub struct Error {
     kind: Kind,
     text: String,
     errno: Option<i32>,
+    field: Option<String>,
+    step: Option<&'static str>,
 }
 
 impl Error {
     /// An error of `kind` that reads `text`.
     pub fn new(kind: Kind, text: impl Into<String>) -> Self {
-        Self { kind, text: text.into(), errno: None }
+        Self { kind, text: text.into(), errno: None, field: None, step: None }
     }
 
     /// `config.json` (or a request field) `field` is wrong because of `cause`.
     pub fn invalid(field: impl fmt::Display, cause: impl fmt::Display) -> Self {
-        Self::new(Kind::Invalid, format!("{field}: {cause}"))
+        let field = field.to_string();
+        Self { field: Some(field.clone()), ..Self::new(Kind::Invalid, format!("{field}: {cause}")) }
     }
 
     /// A failed system call: `what` is `verb object`, e.g. `mount proc at "/proc"`.
     pub fn sys(what: impl fmt::Display, errno: nix::errno::Errno) -> Self {
-        Self { kind: Kind::System, text: format!("{what}: {}", errno_text(errno)), errno: Some(errno as i32) }
+        let text = format!("{what}: {}", errno_text(errno));
+        Self { errno: Some(errno as i32), ..Self::new(Kind::System, text) }
     }
 
     /// A failed operation of the standard library: `what` is `verb object`.
@@ -78,6 +82,22 @@ impl Error {
     pub fn with_kind(mut self, kind: Kind) -> Self {
         self.kind = kind;
         self
+    }
+
+    /// The same error as one of a step of a birth.
+    pub fn in_step(mut self, step: &'static str) -> Self {
+        self.step = Some(step);
+        self
+    }
+
+    /// The step of a birth that failed, as `skiff plan` and traces name it.
+    pub fn step(&self) -> Option<&'static str> {
+        self.step
+    }
+
+    /// The field of `config.json` or of the request that is wrong.
+    pub fn field(&self) -> Option<&str> {
+        self.field.as_deref()
     }
 
     /// What a caller can decide on.

@@ -9,13 +9,11 @@ use crate::plan::namespaces::{KINDS, name};
 pub fn document() -> Value {
     let namespaces: Vec<&str> = KINDS.iter().map(|kind| name(*kind)).collect();
     let capabilities: Vec<String> = (0..64).map_while(capability).collect();
-    // Known, so that they are refused by name, but not supported yet.
-    let options: Vec<&str> = KNOWN.into_iter().filter(|option| !["idmap", "tmpcopyup"].contains(option)).collect();
     json!({
         "ociVersionMin": "1.0.0",
         "ociVersionMax": crate::container::OCI_VERSION,
         "hooks": ["prestart", "createRuntime", "createContainer", "startContainer", "poststart", "poststop"],
-        "mountOptions": options,
+        "mountOptions": KNOWN.as_slice(),
         "linux": {
             "namespaces": namespaces,
             "capabilities": capabilities,
@@ -24,7 +22,7 @@ pub fn document() -> Value {
                 "enabled": true,
                 "actions": [
                     "SCMP_ACT_ALLOW", "SCMP_ACT_ERRNO", "SCMP_ACT_KILL", "SCMP_ACT_KILL_PROCESS",
-                    "SCMP_ACT_KILL_THREAD", "SCMP_ACT_LOG", "SCMP_ACT_TRACE", "SCMP_ACT_TRAP",
+                    "SCMP_ACT_KILL_THREAD", "SCMP_ACT_LOG", "SCMP_ACT_NOTIFY", "SCMP_ACT_TRACE", "SCMP_ACT_TRAP",
                 ],
                 "operators": [
                     "SCMP_CMP_EQ", "SCMP_CMP_GE", "SCMP_CMP_GT", "SCMP_CMP_LE", "SCMP_CMP_LT",
@@ -44,8 +42,15 @@ pub fn document() -> Value {
             "apparmor": {"enabled": true},
             "selinux": {"enabled": true},
             "intelRdt": {"enabled": false},
-            "mountExtensions": {"idmap": {"enabled": false}},
-            "netDevices": {"enabled": false},
+            "mountExtensions": {"idmap": {"enabled": true}},
+            "netDevices": {"enabled": true},
+            "memoryPolicy": {
+                "modes": [
+                    "MPOL_BIND", "MPOL_DEFAULT", "MPOL_INTERLEAVE", "MPOL_LOCAL", "MPOL_PREFERRED",
+                    "MPOL_PREFERRED_MANY", "MPOL_WEIGHTED_INTERLEAVE",
+                ],
+                "flags": ["MPOL_F_NUMA_BALANCING", "MPOL_F_RELATIVE_NODES", "MPOL_F_STATIC_NODES"],
+            },
         },
     })
 }
@@ -64,6 +69,6 @@ mod tests {
         assert!(document["mountOptions"].as_array().unwrap().contains(&json!("rro")));
         assert_eq!(document["linux"]["namespaces"].as_array().unwrap().len(), 8);
         assert_eq!(document["linux"]["capabilities"][0], "CAP_CHOWN");
-        assert_eq!(document["linux"]["mountExtensions"]["idmap"]["enabled"], false);
+        assert_eq!(document["linux"]["mountExtensions"]["idmap"]["enabled"], true);
     }
 }

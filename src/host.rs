@@ -81,6 +81,18 @@ fn parse(mountinfo: &str, cgroup: &str) -> Cgroups {
     out
 }
 
+/// True for an ordinary user, and for a root that is one only in its user namespace.
+pub fn rootless() -> bool {
+    let whole = |text: &str| text.split_ascii_whitespace().eq(["0", "0", "4294967295"]);
+    !nix::unistd::geteuid().is_root() || std::fs::read_to_string("/proc/self/uid_map").is_ok_and(|map| !whole(&map))
+}
+
+/// Where something is mounted, in the order of the mounts' making.
+pub fn mount_points() -> Vec<PathBuf> {
+    let mountinfo = std::fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+    mountinfo.lines().filter_map(|line| line.split(' ').nth(4)).map(|at| PathBuf::from(unescape(at))).collect()
+}
+
 /// mountinfo writes space, tab, newline and backslash in octal (proc_pid_mountinfo(5)).
 fn unescape(field: &str) -> String {
     field.replace("\\040", " ").replace("\\011", "\t").replace("\\012", "\n").replace("\\134", "\\")

@@ -15,5 +15,6 @@ pub mod launch;
 pub mod plan;
 pub mod state;
 pub mod sys;
+pub mod trace;
 
 pub use error::{Error, Kind, Result};

@@ -10,11 +10,12 @@ use std::path::{Path, PathBuf};
 use nix::errno::Errno;
 use nix::fcntl::OFlag;
 use nix::sys::stat::Mode;
-use oci_spec::runtime::Hooks;
+use oci_spec::runtime::{Hooks, LinuxResources};
 use serde::{Deserialize, Serialize};
 
 use crate::error::{CONTAINER_DOES_NOT_EXIST, CONTAINER_ID_EXISTS, INVALID_ID};
 use crate::launch::seccomp::Filter;
+use crate::plan::process::MemoryPolicy;
 use crate::{Error, Kind, Result};
 
 /// state.json. The fields before `skiff` are runc's, which other programs read.
@@ -74,6 +75,18 @@ pub struct Own {
     pub seccomp: Option<Filter>,
     /// Its processes get a session keyring of their own.
     pub keyring: bool,
+    /// Without a mount namespace: what was mounted below the rootfs before the container was made.
+    #[serde(default)]
+    pub mounts_before: Option<Vec<PathBuf>>,
+    /// The limits of its cgroup, with all updates; devices are not among them.
+    #[serde(default)]
+    pub resources: LinuxResources,
+    /// The execution domain of its processes.
+    #[serde(default)]
+    pub personality: Option<u64>,
+    /// The NUMA policy of its processes.
+    #[serde(default)]
+    pub memory_policy: Option<MemoryPolicy>,
 }
 
 /// The FIFO that `start` writes to; there until the container is started.

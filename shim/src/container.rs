@@ -10,16 +10,17 @@ use containerd_shim_protos::events::task::{
     TaskDelete, TaskExecAdded, TaskExecStarted, TaskExit, TaskOOM, TaskPaused, TaskResumed, TaskStart,
 };
 use containerd_shim_protos::protobuf::MessageField;
-use oci_spec::runtime::Process as ProcessSpec;
-use skiff::cgroup::Stats;
-use skiff::container::{Container as Inner, Exec, Status, Stdio};
-use skiff::launch::Exit;
+use oci_spec::runtime::{LinuxResources, Process as ProcessSpec};
+use skiff::cgroup::{OomWatch, Stats};
+use skiff::container::{Container as Inner, Exec, Status, Stdio, Tree};
+use skiff::launch::{Exit, chore};
 use skiff::{Error, Kind, Result};
+use tokio::io::Interest;
 use tokio::sync::watch;
 
 use crate::error::{no_exec, precondition};
 use crate::events::{Events, timestamp};
-use crate::io::{Io, Paths, Pipes};
+use crate::io::{Io, Name, Paths, Pipes, watch_fd};
 use crate::process::{Phase, Process, settle};
 use crate::rootfs;
 
@@ -34,20 +35,35 @@ pub struct Container {
     inner: RefCell<Option<Inner>>,
     execs: RefCell<BTreeMap<String, Rc<Exec1>>>,
     running_execs: watch::Sender<usize>,
-    /// Mounts of containerd's lie on the bundle's rootfs.
-    mounted: bool,
-    deleting: Cell<bool>,
+    home: Home,
+    deleting: watch::Sender<bool>,
     oom_kills: Cell<u64>,
     owner: (u32, u32),
     events: Events,
     last_stats: RefCell<Option<Stats>>,
+    exec_number: Cell<u64>,
 }
 
-/// An exec process and what it is to run.
+/// Where a container is kept.
+#[derive(Clone, Debug)]
+pub struct Home {
+    /// Base of the state directories, with the namespace.
+    pub root: PathBuf,
+    /// containerd's namespace.
+    pub namespace: String,
+    /// Mounts of containerd's lie on the bundle's rootfs.
+    pub mounted: bool,
+}
+
+/// An exec process, what it is to run, and the cgroup of its process tree.
 struct Exec1 {
     process: Rc<Process>,
     spec: ProcessSpec,
+    tree: RefCell<Option<Tree>>,
 }
+
+/// Annotation: what an exec process leaves running stays when the process is deleted.
+const KEEP_CHILDREN: &str = "io.containerd.skiff.exec-keeps-children";
 
 impl Container {
     /// A container that has been created; its exit is watched from now on.
@@ -55,7 +71,7 @@ impl Container {
         inner: Inner,
         bundle: PathBuf,
         init: Rc<Process>,
-        mounted: bool,
+        home: Home,
         owner: (u32, u32),
         events: Events,
     ) -> Rc<Container> {
@@ -66,14 +82,20 @@ impl Container {
             inner: RefCell::new(Some(inner)),
             execs: RefCell::default(),
             running_execs: watch::Sender::new(0),
-            mounted,
-            deleting: Cell::new(false),
+            home,
+            deleting: watch::Sender::new(false),
+            exec_number: Cell::new(0),
             oom_kills: Cell::new(0),
             owner,
             events,
             last_stats: RefCell::default(),
         });
         tokio::task::spawn_local(container.clone().watch_init());
+        match container.with(Inner::watch_oom) {
+            Ok(Some(watch)) => drop(tokio::task::spawn_local(container.clone().watch_oom(watch))),
+            Ok(None) => {}
+            Err(err) => log::warn!("container {:?}: {err}", container.id),
+        }
         container
     }
 
@@ -117,12 +139,41 @@ impl Container {
         self.exited(&self.init, exit);
     }
 
+    /// Reports kills of the OOM killer as they happen, until the init has exited.
+    async fn watch_oom(self: Rc<Self>, watch: OomWatch) {
+        let interest = if watch.by_priority() { Interest::PRIORITY } else { Interest::READABLE };
+        let Ok(fd) = watch.fd().try_clone_to_owned() else { return };
+        let Ok(fd) = watch_fd(fd, interest) else { return };
+        let ended = self.init.wait();
+        tokio::pin!(ended);
+        loop {
+            tokio::select! {
+                _ = &mut ended => return,
+                ready = fd.ready(interest) => {
+                    let Ok(mut guard) = ready else { return };
+                    watch.clear();
+                    guard.clear_ready();
+                    self.report_oom();
+                    // On v1 the kernel tells of the shortage before it has chosen whom to kill.
+                    for pause in [5, 50] {
+                        tokio::time::sleep(Duration::from_millis(pause)).await;
+                        self.report_oom();
+                    }
+                }
+            }
+        }
+    }
+
     async fn watch_exec(self: Rc<Self>, process: Rc<Process>) {
         let exit = process.reap().await.unwrap_or_else(|err| {
             log::error!("container {:?}, process {:?}: {err}", self.id, process.exec_id);
             Exit { status: 255, at: SystemTime::now() }
         });
         self.report_oom();
+        if let Some(exec) = self.execs.borrow().get(&process.exec_id) {
+            // Most leave nothing behind.
+            exec.tree.borrow_mut().take_if(|tree| tree.remove_if_empty());
+        }
         process.set_exit(exit);
         self.exited(&process, exit);
         self.running_execs.send_modify(|n| *n -= 1);
@@ -197,7 +248,7 @@ impl Container {
         if execs.contains_key(exec_id) {
             return Err(Error::new(Kind::AlreadyExists, format!("id {exec_id}: exec process already exists")));
         }
-        let exec = Exec1 { process: Process::new(exec_id, paths), spec };
+        let exec = Exec1 { process: Process::new(exec_id, paths), spec, tree: RefCell::default() };
         execs.insert(exec_id.to_string(), Rc::new(exec));
         let event =
             TaskExecAdded { container_id: self.id.clone(), exec_id: exec_id.to_string(), ..TaskExecAdded::default() };
@@ -245,15 +296,32 @@ impl Container {
 
     async fn launch_exec(&self, exec: &Exec1) -> Result<()> {
         let process = &exec.process;
-        let streams = Streams::new(&process.paths, self.owner)?;
+        let name = Name { id: &process.exec_id, namespace: &self.home.namespace };
+        let mut streams = Streams::new(&process.paths, self.owner, name)?;
+        streams.ready().await?;
         let (stdio, copies) = streams.split();
-        let request =
-            Exec { process: exec.spec.clone(), stdio, preserve_fds: 0, cgroups: Vec::new(), ignore_paused: false };
+        let number = self.exec_number.get();
+        self.exec_number.set(number + 1);
+        let keep =
+            self.with(|inner| Ok(inner.annotations().get(KEEP_CHILDREN).is_some_and(|value| value == "true")))?;
+        let request = Exec {
+            process: exec.spec.clone(),
+            stdio,
+            preserve_fds: 0,
+            cgroups: Vec::new(),
+            ignore_paused: false,
+            own_cgroup: (!keep).then(|| format!("skiff-exec-{number}")),
+        };
         let execing = self.with(|inner| inner.exec(request))?;
         let execed = settle(execing).await?;
-        connect(process, copies, execed.console)?;
+        *exec.tree.borrow_mut() = execed.tree;
         process.set_child(execed.process)?;
-        process.open_stdin()
+        let connected = connect(process, copies, execed.console, name).await;
+        let connected = connected.and_then(|()| process.open_stdin());
+        if connected.is_err() {
+            process.discard().await;
+        }
+        connected
     }
 
     /// Signals the init, an exec process, or everything in the container.
@@ -275,12 +343,26 @@ impl Container {
         })
     }
 
+    /// Changes its limits.
+    pub fn update(&self, resources: &LinuxResources) -> Result<()> {
+        // CRI takes a container that has stopped meanwhile for no error only when it is not found.
+        if self.init.phase() == Phase::Stopped {
+            return Err(Error::new(Kind::NotFound, skiff::error::PROCESS_ALREADY_FINISHED));
+        }
+        match &mut *self.inner.borrow_mut() {
+            Some(inner) => inner.update(resources),
+            None => Err(crate::error::no_container(&self.id)),
+        }
+    }
+
     /// Freezes the container.
-    pub fn pause(&self) -> Result<()> {
+    pub async fn pause(&self) -> Result<()> {
         if self.init.phase() != Phase::Running || self.paused() {
             return Err(precondition("cannot pause a container that is not running"));
         }
-        self.with(Inner::pause)?;
+        // A process in the middle of a slow system call freezes only after it.
+        let (root, id) = (self.home.root.clone(), self.id.clone());
+        settle(chore::start(move || Inner::load(&root, &id)?.pause())?).await?;
         self.events.send("/tasks/paused", &TaskPaused { container_id: self.id.clone(), ..TaskPaused::default() });
         Ok(())
     }
@@ -325,8 +407,21 @@ impl Container {
             Phase::Running | Phase::Starting => return Err(precondition("cannot delete a running process")),
             Phase::Created | Phase::Stopped => {}
         }
+        let tree = self.execs.borrow().get(exec_id).and_then(|exec| exec.tree.borrow_mut().take());
+        if let Some(tree) = &tree {
+            // Whoever it has left running would keep its streams open, and outlive it.
+            tree.kill()?;
+        }
         process.close_io().await;
         self.execs.borrow_mut().remove(exec_id);
+        if let Some(tree) = tree {
+            for _ in 0..50 {
+                if tree.remove_if_empty() {
+                    break;
+                }
+                tokio::time::sleep(Duration::from_millis(2)).await;
+            }
+        }
         Ok((process.pid(), process.exit()))
     }
 
@@ -344,19 +439,25 @@ impl Container {
                 let _ = tokio::time::timeout(Duration::from_secs(5), self.init.wait()).await;
             }
         }
-        if self.deleting.replace(true) {
-            return Err(precondition("container is being deleted"));
+        if self.deleting.send_replace(true) {
+            // A repeated Delete waits for the first one: then there is nothing left, or it is this one's turn.
+            let _ = self.deleting.subscribe().wait_for(|deleting| !deleting).await;
+            if self.inner.borrow().is_none() {
+                return Err(crate::error::no_container(&self.id));
+            }
+            self.deleting.send_replace(true);
         }
         let execs: Vec<_> = self.execs.borrow().values().cloned().collect();
         self.init.close_io().await;
         for exec in execs {
             exec.process.close_io().await;
         }
-        let deleted = self.remove();
-        if deleted.is_err() {
-            self.deleting.set(false);
+        let removed = self.remove().await;
+        if removed.is_ok() {
+            self.inner.borrow_mut().take();
         }
-        deleted?;
+        self.deleting.send_replace(false);
+        removed?;
         let exit = self.init.exit().filter(|_| !never_started);
         self.events.send(
             "/tasks/delete",
@@ -371,12 +472,19 @@ impl Container {
         Ok((self.init.pid(), exit))
     }
 
-    /// A repeated Delete finds what is left.
-    fn remove(&self) -> Result<()> {
-        if let Some(inner) = self.inner.borrow_mut().take() {
-            inner.delete(true)?;
-        }
-        if self.mounted { rootfs::unmount_all(&self.bundle) } else { Ok(()) }
+    /// Hooks, slow file systems and processes on their way out take their time: a child waits for them. What a failed
+    /// Delete has left, the next one removes.
+    async fn remove(&self) -> Result<()> {
+        let (home, id, bundle) = (self.home.clone(), self.id.clone(), self.bundle.clone());
+        let chore = chore::start(move || {
+            match Inner::load(&home.root, &id) {
+                Ok(inner) => inner.delete(true)?,
+                Err(err) if err.kind() == Kind::NotFound => {}
+                Err(err) => return Err(err),
+            }
+            if home.mounted { rootfs::unmount_all(&bundle) } else { Ok(()) }
+        })?;
+        settle(chore).await
     }
 
     /// A line for the log.
@@ -398,11 +506,19 @@ pub enum Streams {
 
 impl Streams {
     /// For these paths; pipes belong to `owner`.
-    pub fn new(paths: &Paths, owner: (u32, u32)) -> Result<Streams> {
+    pub fn new(paths: &Paths, owner: (u32, u32), name: Name<'_>) -> Result<Streams> {
         if paths.terminal {
             return Ok(Streams::Terminal);
         }
-        Pipes::new(paths, owner).map(Box::new).map(Streams::Pipes)
+        Pipes::new(paths, owner, name).map(Box::new).map(Streams::Pipes)
+    }
+
+    /// Waits for a logger and for the readers of FIFOs.
+    pub async fn ready(&mut self) -> Result<()> {
+        match self {
+            Streams::Pipes(pipes) => pipes.ready().await,
+            Streams::Terminal => Ok(()),
+        }
     }
 
     /// What the process gets, and what is copied.
@@ -418,17 +534,18 @@ impl Streams {
 }
 
 /// Starts the copies of a process that has been made.
-pub fn connect(
+pub async fn connect(
     process: &Process,
     copies: Option<crate::io::Copies>,
     console: Option<std::os::fd::OwnedFd>,
+    name: Name<'_>,
 ) -> Result<()> {
     if let Some(copies) = copies {
         process.set_io(copies.start());
     }
     if let Some(master) = console {
         let keep = master.try_clone().map_err(|e| Error::io("share the terminal", &e))?;
-        process.set_io(Io::console(master, &process.paths)?);
+        process.set_io(Io::console(master, &process.paths, name).await?);
         process.set_console(keep);
     }
     Ok(())

@@ -12,7 +12,7 @@ use skiff::{Error, Kind, Result};
 
 use crate::args::Args;
 use crate::events::timestamp;
-use crate::{rootfs, task};
+use crate::{group, rootfs, task};
 
 /// The file of a bundle that names the base of its state directories, when that is not the default.
 const ROOT_FILE: &str = "skiff-root";
@@ -24,13 +24,32 @@ pub fn remember_root(bundle: &Path, root: &Path) -> Result<()> {
         .map_err(|e| Error::io(format!("write {:?}", path.display().to_string()), &e))
 }
 
-/// A shim that was killed leaves its socket behind. One that still serves others has it in use.
-fn remove_dead_socket(bundle: &Path) {
-    let Ok(address) = std::fs::read_to_string(bundle.join("address")) else { return };
-    let Some(socket) = address.strip_prefix("unix://").map(Path::new) else { return };
+/// A shim that was killed leaves its socket behind. One that still serves others has it in use. True when the shim of
+/// `bundle` has been killed.
+fn remove_dead_socket(bundle: &Path) -> bool {
+    let Ok(address) = std::fs::read_to_string(bundle.join("address")) else { return false };
+    let Some(socket) = address.strip_prefix("unix://").map(Path::new) else { return false };
     let refused = UnixStream::connect(socket).is_err_and(|e| e.kind() == std::io::ErrorKind::ConnectionRefused);
     if refused {
         let _ = std::fs::remove_file(socket);
+    }
+    refused
+}
+
+/// The other containers of a dead shim: for members of a pod that were never started by themselves containerd asks
+/// nobody to clean up.
+fn remove_members(root: &Path, group: &str, leader: &str) {
+    for container in Container::list(root).unwrap_or_default() {
+        let annotations = container.annotations();
+        let name = group::by_annotations(|name| annotations.get(name).map(String::as_str));
+        if name != Some(group) || container.id() == leader {
+            continue;
+        }
+        let bundle = container.bundle().to_path_buf();
+        let removed = container.kill(libc::SIGKILL, true).and_then(|()| container.delete(true));
+        if let Err(err) = removed.and_then(|()| rootfs::unmount_all(&bundle)) {
+            eprintln!("clean up after {:?}: {err}", bundle.display().to_string());
+        }
     }
 }
 
@@ -58,7 +77,11 @@ pub fn run(args: &Args) -> Result<Vec<u8>> {
         Err(err) => return Err(err),
     };
     rootfs::unmount_all(&bundle)?;
-    remove_dead_socket(&bundle);
+    crate::sandbox::remove_files(&bundle);
+    if remove_dead_socket(&bundle) {
+        let group = group::of(&bundle, &args.id).unwrap_or_else(|_| args.id.clone());
+        remove_members(&root, &group, &args.id);
+    }
     let response = DeleteResponse {
         pid: pid.unsigned_abs(),
         exit_status: 137,

@@ -8,7 +8,7 @@ use std::time::{Duration, SystemTime};
 use containerd_shim_protos::api::ForwardRequest;
 use containerd_shim_protos::protobuf::well_known_types::any::Any;
 use containerd_shim_protos::protobuf::well_known_types::timestamp::Timestamp;
-use containerd_shim_protos::protobuf::{MessageField, MessageFull};
+use containerd_shim_protos::protobuf::{Message, MessageField};
 use containerd_shim_protos::shim::event::Envelope;
 use containerd_shim_protos::shim_async::{Client, EventsClient};
 use containerd_shim_protos::ttrpc::context::with_timeout;
@@ -50,12 +50,13 @@ impl Events {
     }
 
     /// Queues an event; `topic` is e.g. `/tasks/exit`.
-    pub fn send<M: MessageFull>(&self, topic: &str, event: &M) {
+    pub fn send<M: Message>(&self, topic: &str, event: &M) {
         if !self.queue.published {
             return;
         }
         let Ok(value) = event.write_to_bytes() else { return };
-        let any = Any { type_url: M::descriptor().full_name().to_string(), value, ..Any::default() };
+        // Not from the descriptor: building it takes more memory than all else that this shim holds.
+        let any = Any { type_url: format!("containerd.events.{}", M::NAME), value, ..Any::default() };
         let envelope = Envelope {
             timestamp: MessageField::some(timestamp(SystemTime::now())),
             namespace: self.queue.namespace.clone(),

@@ -37,8 +37,13 @@ pub fn of(bundle: &Path, id: &str) -> Result<String> {
 fn named(json: &[u8], id: &str) -> Result<String> {
     let spec: Annotated = serde_json::from_slice(json).map_err(|e| Error::invalid("config.json", e))?;
     let annotations = spec.annotations.unwrap_or_default();
-    let group = ANNOTATIONS.iter().find_map(|name| annotations.get(*name).filter(|group| !group.is_empty()));
-    Ok(group.cloned().unwrap_or_else(|| id.to_string()))
+    let group = by_annotations(|name| annotations.get(name).map(String::as_str));
+    Ok(group.unwrap_or(id).to_string())
+}
+
+/// The group that annotations name, if they do.
+pub fn by_annotations<'a>(find: impl Fn(&str) -> Option<&'a str>) -> Option<&'a str> {
+    ANNOTATIONS.iter().find_map(|name| find(name).filter(|group| !group.is_empty()))
 }
 
 /// The socket of a group: its name is a hash of containerd's address, the namespace and the group.

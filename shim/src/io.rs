@@ -20,6 +20,8 @@ use tokio::io::unix::AsyncFd;
 use tokio::sync::{Notify, watch};
 use tokio::task::JoinHandle;
 
+use crate::logger::Logger;
+
 /// Most that one splice moves, bytes: a pipe's default size.
 const CHUNK: usize = 64 << 10;
 
@@ -44,12 +46,31 @@ pub struct Io {
     stdin_pipe: Option<OwnedFd>,
     close_stdin: Rc<Notify>,
     open: watch::Receiver<usize>,
+    logger: Option<Logger>,
+}
+
+/// How long a client may take to open the FIFOs that it has named.
+const OPENING: Duration = Duration::from_secs(30);
+
+impl Output {
+    async fn open(&mut self, field: &str) -> Result<()> {
+        let Output::Fifo(path) = self else { return Ok(()) };
+        let opened = tokio::time::timeout(OPENING, open_output(path)).await;
+        let opened = opened.map_err(|_| Error::new(Kind::Timeout, format!("{field}: nobody reads {path:?}")))?;
+        let (writer, reader) = opened.map_err(|errno| Error::sys(format!("{field}: open {path:?}"), errno))?;
+        *self = Output::Open(writer, reader);
+        Ok(())
+    }
 }
 
 enum Output {
     Null,
     Fifo(String),
+    /// Its writer, and a reader of our own.
+    Open(OwnedFd, OwnedFd),
     File(File),
+    /// A pipe to a logger, for a terminal's copy.
+    Pipe(OwnedFd),
 }
 
 /// Pipes whose one end the process gets, and the other ends for [`Pipes::copy`].
@@ -59,6 +80,16 @@ pub struct Pipes {
     stdout: Option<OwnedFd>,
     stderr: Option<OwnedFd>,
     outputs: [Output; 2],
+    logger: Option<Logger>,
+}
+
+/// Who a logger is told that it logs for.
+#[derive(Clone, Copy, Debug)]
+pub struct Name<'a> {
+    /// Container id, or the exec id of an exec process.
+    pub id: &'a str,
+    /// containerd's namespace.
+    pub namespace: &'a str,
 }
 
 fn null(write: bool) -> Result<OwnedFd> {
@@ -93,9 +124,6 @@ fn output(field: &str, uri: &str) -> Result<Output> {
             }
             append(field, path).map(Output::File)
         }
-        "binary" | "binary-v2" => {
-            Err(Error::new(Kind::Unsupported, format!("{field}: {scheme}:// logging: not supported yet")))
-        }
         other => Err(Error::invalid(field, format!("unknown STDIO scheme {other:?}"))),
     }
 }
@@ -110,8 +138,20 @@ fn append(field: &str, path: &str) -> Result<File> {
 }
 
 impl Pipes {
+    /// Waits for the logger, if there is one, and for the readers of FIFOs: a client that is told of an exit before it
+    /// has opened them gives them up.
+    pub async fn ready(&mut self) -> Result<()> {
+        if let Some(logger) = &self.logger {
+            logger.ready().await?;
+        }
+        for (output, field) in self.outputs.iter_mut().zip(["stdout", "stderr"]) {
+            output.open(field).await?;
+        }
+        Ok(())
+    }
+
     /// Makes the pipes. `owner` is who the process's ends belong to.
-    pub fn new(paths: &Paths, owner: (u32, u32)) -> Result<Pipes> {
+    pub fn new(paths: &Paths, owner: (u32, u32), name: Name<'_>) -> Result<Pipes> {
         let pipe = || pipe2(OFlag::O_CLOEXEC).map_err(|errno| Error::sys("make a pipe", errno));
         let own = |fd: &OwnedFd| {
             if owner == (0, 0) {
@@ -130,6 +170,18 @@ impl Pipes {
             nonblocking(&write)?;
             (read, Some(write))
         };
+        if let Some((logger, out, err)) = Logger::start(&paths.stdout, name.id, name.namespace)? {
+            own(&out)?;
+            own(&err)?;
+            return Ok(Pipes {
+                process: [stdin, out, err],
+                stdin: ours_in,
+                stdout: None,
+                stderr: None,
+                outputs: [Output::Null, Output::Null],
+                logger: Some(logger),
+            });
+        }
         let stdout = output("stdout", &paths.stdout)?;
         let stderr = match &stdout {
             // With a file both streams go to it.
@@ -155,13 +207,15 @@ impl Pipes {
             stdout: ours_out,
             stderr: ours_err,
             outputs: [stdout, stderr],
+            logger: None,
         })
     }
 
     /// The process's ends, and the rest.
     pub fn split(self) -> ([OwnedFd; 3], Copies) {
         let [out, err] = self.outputs;
-        (self.process, Copies { stdin: self.stdin, outputs: vec![(self.stdout, out), (self.stderr, err)] })
+        let outputs = vec![(self.stdout, out), (self.stderr, err)];
+        (self.process, Copies { stdin: self.stdin, outputs, logger: self.logger })
     }
 }
 
@@ -169,6 +223,7 @@ impl Pipes {
 pub struct Copies {
     stdin: Option<OwnedFd>,
     outputs: Vec<(Option<OwnedFd>, Output)>,
+    logger: Option<Logger>,
 }
 
 /// The client's stdin FIFO and a writer of our own: without it a client that goes away would end the stream.
@@ -207,17 +262,25 @@ impl Copies {
             }));
         }
         io.stdin_pipe = self.stdin;
+        io.logger = self.logger;
         io
     }
 }
 
 impl Io {
     fn new(open: watch::Receiver<usize>) -> Io {
-        Io { copies: Vec::new(), stdin: None, stdin_pipe: None, close_stdin: Rc::new(Notify::new()), open }
+        Io {
+            copies: Vec::new(),
+            stdin: None,
+            stdin_pipe: None,
+            close_stdin: Rc::new(Notify::new()),
+            open,
+            logger: None,
+        }
     }
 
-    /// Copies between a pty master and the client's FIFOs.
-    pub fn console(master: OwnedFd, paths: &Paths) -> Result<Io> {
+    /// Copies between a pty master and the client's FIFOs, or to a logger.
+    pub async fn console(master: OwnedFd, paths: &Paths, name: Name<'_>) -> Result<Io> {
         set_nonblocking(&master).map_err(|errno| Error::sys("set up the terminal", errno))?;
         let (open_tx, open) = watch::channel(1usize);
         let mut io = Io::new(open);
@@ -227,7 +290,18 @@ impl Io {
             check_stdin(&paths.stdin)?;
             io.stdin_pipe = Some(again("stdin")?);
         }
-        let output = output("stdout", &paths.stdout)?;
+        let mut output = match Logger::start(&paths.stdout, name.id, name.namespace)? {
+            Some((logger, out, _)) => {
+                set_nonblocking(&out).map_err(|errno| Error::sys("set up a pipe", errno))?;
+                io.logger = Some(logger);
+                Output::Pipe(out)
+            }
+            None => output("stdout", &paths.stdout)?,
+        };
+        if let Some(logger) = &io.logger {
+            logger.ready().await?;
+        }
+        output.open("stdout").await?;
         io.copies.push(tokio::task::spawn_local(async move {
             if let Err(errno) = copy_console(master, output).await {
                 log::warn!("copy terminal: {}", skiff::error::errno_text(errno));
@@ -290,7 +364,7 @@ async fn open_output(path: &str) -> nix::Result<(OwnedFd, OwnedFd)> {
             }
             Err(err) if err.raw_os_error() == Some(libc::ENXIO) => {
                 tokio::time::sleep(pause).await;
-                pause = (pause * 2).min(Duration::from_millis(50));
+                pause = (pause * 2).min(Duration::from_millis(10));
             }
             Err(err) => return Err(errno(err)),
         }
@@ -309,10 +383,9 @@ pub fn watch_fd(fd: OwnedFd, interest: Interest) -> nix::Result<AsyncFd<OwnedFd>
 
 async fn copy_output(pipe: OwnedFd, output: Output) -> nix::Result<()> {
     match output {
-        Output::Null => Ok(()),
+        Output::Null | Output::Pipe(_) | Output::Fifo(_) => Ok(()),
         Output::File(file) => copy_to_file(pipe, file).await,
-        Output::Fifo(path) => {
-            let (writer, _reader) = open_output(&path).await?;
+        Output::Open(writer, _reader) => {
             move_pages(watch_fd(pipe, Interest::READABLE)?, watch_fd(writer, Interest::WRITABLE)?).await
         }
     }
@@ -424,15 +497,13 @@ async fn copy_console(master: OwnedFd, output: Output) -> nix::Result<()> {
     enum To {
         Null,
         File(File),
-        Fifo(AsyncFd<OwnedFd>, #[allow(dead_code, reason = "held open")] OwnedFd),
+        Fifo(AsyncFd<OwnedFd>, #[allow(dead_code, reason = "held open")] Option<OwnedFd>),
     }
     let mut to = match output {
-        Output::Null => To::Null,
+        Output::Null | Output::Fifo(_) => To::Null,
         Output::File(file) => To::File(file),
-        Output::Fifo(path) => {
-            let (writer, reader) = open_output(&path).await?;
-            To::Fifo(watch_fd(writer, Interest::WRITABLE)?, reader)
-        }
+        Output::Open(writer, reader) => To::Fifo(watch_fd(writer, Interest::WRITABLE)?, Some(reader)),
+        Output::Pipe(pipe) => To::Fifo(watch_fd(pipe, Interest::WRITABLE)?, None),
     };
     let master = watch_fd(master, Interest::READABLE)?;
     let mut buffer = vec![0u8; 8 << 10];

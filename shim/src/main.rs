@@ -9,11 +9,13 @@ mod events;
 mod group;
 mod info;
 mod io;
+mod logger;
 mod logging;
 mod metrics;
 mod options;
 mod process;
 mod rootfs;
+mod sandbox;
 mod serve;
 mod start;
 mod task;
@@ -24,6 +26,9 @@ use std::process::ExitCode;
 use args::{Action, Args};
 
 fn main() -> ExitCode {
+    if std::env::args_os().next().is_some_and(|name| name == skiff::launch::pod::NAME) {
+        skiff::launch::pod::run();
+    }
     let args = match Args::parse(std::env::args().skip(1)) {
         Ok(args) => args,
         Err(err) => return fail(&err),
@@ -34,11 +39,8 @@ fn main() -> ExitCode {
             Ok(())
         }
         Action::Info => reply(info::reply),
-        Action::Start => {
-            // A container must not reach a writable file of ours through /proc/<pid>/exe; without the mount API it is no worse.
-            let _ = skiff::sys::exe::run_read_only();
-            start::run(&args)
-        }
+        Action::Start => start::run(&args),
+        Action::Serve => start::serve(&args),
         Action::Delete => reply(|| delete::run(&args)),
     };
     match done {

@@ -149,6 +149,12 @@ impl Process {
         }
     }
 
+    /// Kills and reaps a process that has been made for nothing.
+    pub async fn discard(&self) {
+        let _ = self.kill(libc::SIGKILL);
+        let _ = self.reap().await;
+    }
+
     /// Signals this one process.
     pub fn kill(&self, signal: i32) -> Result<()> {
         match &*self.child.borrow() {

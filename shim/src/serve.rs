@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
+use containerd_shim_protos::sandbox_async::create_sandbox;
 use containerd_shim_protos::shim_async::create_task;
 use containerd_shim_protos::ttrpc::asynchronous::Server;
 use containerd_shim_protos::ttrpc::asynchronous::transport::Listener;
@@ -28,7 +29,9 @@ const V3: &str = "containerd.task.v3.Task";
 const FLUSH: Duration = Duration::from_secs(5);
 
 /// Serves until Shutdown or a signal.
-pub fn run(args: &Args, bundle: &Path, listener: StdListener, socket: &Path, events: Option<String>) -> Result<()> {
+pub fn run(args: &Args, bundle: &Path, listener: StdListener, events: Option<String>) -> Result<()> {
+    let address = listener.local_addr().map_err(|e| Error::io("descriptor 3 is no listener", &e))?;
+    let socket = address.as_pathname().map(Path::to_path_buf);
     logging::open(bundle, args.debug);
     let fail = |what: &'static str| move |errno| Error::sys(what, errno);
     skiff::sys::process::set_dumpable(false).map_err(fail("make the shim undumpable"))?;
@@ -39,7 +42,9 @@ pub fn run(args: &Args, bundle: &Path, listener: StdListener, socket: &Path, eve
         .map_err(|e| Error::io("make the event loop", &e))?;
     let local = tokio::task::LocalSet::new();
     let served = local.block_on(&runtime, serve(args, listener, events));
-    let _ = std::fs::remove_file(socket);
+    if let Some(socket) = socket {
+        let _ = std::fs::remove_file(socket);
+    }
     if let Err(err) = &served {
         log::error!("{err}");
     }
@@ -71,6 +76,7 @@ fn services(service: Service) -> Result<HashMap<String, containerd_shim_protos::
         let one = made.remove(V3).ok_or_else(|| Error::new(Kind::System, format!("no service {V3}")))?;
         out.insert(name.to_string(), one);
     }
+    out.extend(create_sandbox(service));
     Ok(out)
 }
 

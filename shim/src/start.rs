@@ -32,9 +32,7 @@ pub fn run(args: &Args) -> Result<()> {
     let bound = bind(&dir, &socket)?;
     if let Some(listener) = bound {
         match daemon(&options.shim_cgroup) {
-            Ok(Side::Child) => {
-                return serve_in_child(args, &bundle, listener, &socket, &params.containerd_ttrpc_address);
-            }
+            Ok(Side::Child) => return become_daemon(args, &bundle, listener, &params.containerd_ttrpc_address),
             Ok(Side::Parent(..)) => {}
             Err(err) => {
                 let _ = std::fs::remove_file(&socket);
@@ -100,13 +98,12 @@ fn daemon(shim_cgroup: &str) -> Result<Side> {
     Ok(side)
 }
 
-fn serve_in_child(
-    args: &Args,
-    bundle: &Path,
-    listener: UnixListener,
-    socket: &Path,
-    ttrpc_address: &str,
-) -> Result<()> {
+/// The descriptor of the daemon's listener, as the Go shim has it.
+const LISTENER: i32 = 3;
+const TTRPC_ADDRESS: &str = "TTRPC_ADDRESS";
+
+/// In the child: detaches from containerd, and runs the daemon from where no container can write to it.
+fn become_daemon(args: &Args, bundle: &Path, listener: UnixListener, ttrpc_address: &str) -> Result<()> {
     let _ = nix::unistd::setpgid(nix::unistd::Pid::from_raw(0), nix::unistd::Pid::from_raw(0));
     // containerd reads the reply until its last writer is gone.
     let null = std::fs::OpenOptions::new().read(true).write(true).open("/dev/null");
@@ -115,9 +112,39 @@ fn serve_in_child(
         sys::place_fd(std::os::fd::AsFd::as_fd(&null), number).map_err(|errno| Error::sys("detach", errno))?;
     }
     drop(null);
-    let address = Some(ttrpc_address.to_string()).filter(|address| !address.is_empty());
-    let address = address.or_else(|| std::env::var("TTRPC_ADDRESS").ok().filter(|address| !address.is_empty()));
-    serve::run(args, bundle, listener, socket, address)
+    let fail = |errno| Error::sys("pass the listener on", errno);
+    let listener = std::os::fd::OwnedFd::from(listener);
+    if std::os::fd::AsRawFd::as_raw_fd(&listener) != LISTENER {
+        sys::place_number(std::os::fd::AsRawFd::as_raw_fd(&listener), LISTENER).map_err(fail)?;
+    }
+    sys::cloexec_from(LISTENER as u32 + 1).map_err(fail)?;
+    sys::set_cloexec(LISTENER, false).map_err(fail)?;
+    let program = std::env::args_os().next().unwrap_or_else(|| "containerd-shim-skiff-v2".into());
+    let mut line: Vec<std::ffi::OsString> = vec![program];
+    for (flag, value) in [("-namespace", &args.namespace), ("-id", &args.id), ("-address", &args.address)] {
+        line.extend([flag.into(), value.into()]);
+    }
+    if args.debug {
+        line.push("-debug".into());
+    }
+    let address = Some(ttrpc_address).filter(|address| !address.is_empty());
+    let variables: Vec<(&str, &str)> = address.iter().map(|address| (TTRPC_ADDRESS, *address)).collect();
+    // Returns when there is no need for it, or no way: without the mount API it is no worse.
+    let _ = skiff::sys::exe::run_read_only_as(line, &variables);
+    std::mem::forget(listener);
+    let listener = UnixListener::from(sys::take_fd(LISTENER).map_err(fail)?);
+    serve::run(args, bundle, listener, address.map(str::to_string).or_else(events_address))
+}
+
+fn events_address() -> Option<String> {
+    std::env::var(TTRPC_ADDRESS).ok().filter(|address| !address.is_empty())
+}
+
+/// The daemon, with its listener as descriptor 3.
+pub fn serve(args: &Args) -> Result<()> {
+    let bundle = std::env::current_dir().map_err(|e| Error::io("find the bundle", &e))?;
+    let listener = sys::take_fd(LISTENER).map_err(|errno| Error::sys("take the listener (descriptor 3)", errno))?;
+    serve::run(args, &bundle, UnixListener::from(listener), events_address())
 }
 
 /// One more than the parent's, so that the kernel takes shims before containerd.

@@ -28,12 +28,12 @@ use skiff::container::{Create, Gate};
 use skiff::{Error, Kind, Result};
 use tokio::sync::{Notify, mpsc, oneshot};
 
-use crate::container::{Container, Streams, connect};
+use crate::container::{Container, Home, Streams, connect};
 use crate::error::{no_container, status, unimplemented};
 use crate::events::{Events, timestamp};
-use crate::io::Paths;
+use crate::io::{Name, Paths};
 use crate::process::{Phase, Process, settle};
-use crate::{metrics, options, rootfs};
+use crate::{metrics, options, rootfs, sandbox};
 
 /// Base of the state directories, as the Go shim has it: other programs look there.
 pub const DEFAULT_ROOT: &str = "/run/containerd/runc";
@@ -49,6 +49,9 @@ pub struct Shim {
     containers: RefCell<BTreeMap<String, Rc<Container>>>,
     creating: RefCell<std::collections::BTreeSet<String>>,
     shutdown_refused: std::cell::Cell<bool>,
+    /// The pod, where there is no pause container.
+    pub sandbox: sandbox::Slot,
+    rootless: bool,
 }
 
 /// Work for the task that owns the shim.
@@ -67,7 +70,8 @@ impl Service {
         (Service { jobs }, receiver)
     }
 
-    async fn ask<T, F, A>(&self, ask: A) -> TtrpcResult<T>
+    /// Lets the owner work on a request, and waits for its answer.
+    pub async fn ask<T, F, A>(&self, ask: A) -> TtrpcResult<T>
     where
         T: Send + 'static,
         F: Future<Output = Result<T>> + 'static,
@@ -102,6 +106,8 @@ impl Shim {
             containers: RefCell::default(),
             creating: RefCell::default(),
             shutdown_refused: std::cell::Cell::new(false),
+            sandbox: sandbox::Slot::default(),
+            rootless: skiff::host::rootless(),
         })
     }
 
@@ -115,7 +121,8 @@ impl Shim {
     }
 
     fn is_empty(&self) -> bool {
-        self.containers.borrow().is_empty() && self.creating.borrow().is_empty()
+        let idle = self.containers.borrow().is_empty() && self.creating.borrow().is_empty();
+        idle && self.sandbox.borrow().is_none()
     }
 
     async fn create(&self, request: CreateTaskRequest) -> Result<u32> {
@@ -126,6 +133,8 @@ impl Shim {
         }
         let created = self.create_reserved(&request).await;
         self.creating.borrow_mut().remove(&request.id);
+        // A config.json takes more memory than a container that runs.
+        skiff::sys::process::trim_heap();
         created
     }
 
@@ -135,7 +144,10 @@ impl Shim {
         }
         let options = options::parse(request.options.as_ref())?;
         let bundle = PathBuf::from(&request.bundle);
-        let spec = skiff::bundle::load(&bundle)?;
+        let mut spec = skiff::bundle::load(&bundle)?;
+        if let Some(sandbox) = &*self.sandbox.borrow() {
+            sandbox.complete(&mut spec)?;
+        }
         let paths = Paths {
             stdin: request.stdin.clone(),
             stdout: request.stdout.clone(),
@@ -146,7 +158,9 @@ impl Shim {
         if let Some(root) = &options.root {
             crate::delete::remember_root(&bundle, root)?;
         }
-        let streams = Streams::new(&paths, owner)?;
+        let name = Name { id: &request.id, namespace: &self.namespace };
+        let mut streams = Streams::new(&paths, owner, name)?;
+        streams.ready().await?;
         let mounted = !request.rootfs.is_empty();
         if mounted {
             rootfs::mount_all(&bundle, &request.rootfs)?;
@@ -157,19 +171,29 @@ impl Shim {
             let create = Create {
                 id: request.id.clone(),
                 bundle: bundle.clone(),
-                root,
+                root: root.clone(),
                 stdio,
                 gate: Gate::Socket,
                 systemd_cgroup: options.systemd_cgroup,
                 no_pivot: options.no_pivot_root,
                 no_new_keyring: options.no_new_keyring,
                 preserve_fds: 0,
+                notify: false,
+                trace: None,
+                rootless: self.rootless,
             };
             let created = settle(skiff::container::create(create, &spec)?).await?;
             let init = Process::new("", paths);
-            connect(&init, copies, created.console)?;
             init.set_child(created.init)?;
-            Ok(Container::new(created.container, bundle.clone(), init, mounted, owner, self.events.clone()))
+            if let Err(err) = connect(&init, copies, created.console, name).await {
+                init.discard().await;
+                if let Err(undo) = created.container.delete(true) {
+                    log::warn!("undo create: {undo}");
+                }
+                return Err(err);
+            }
+            let home = Home { root, namespace: self.namespace.clone(), mounted };
+            Ok(Container::new(created.container, bundle.clone(), init, home, owner, self.events.clone()))
         }
         .await;
         let container = match made {
@@ -235,7 +259,7 @@ impl Shim {
     }
 
     /// Asked for while containers are left, it is remembered: some versions of containerd ask only once.
-    fn shutdown(self: &Rc<Self>) {
+    pub fn shutdown(self: &Rc<Self>) {
         if !self.is_empty() {
             self.shutdown_refused.set(true);
             return;
@@ -309,7 +333,7 @@ impl Task for Service {
     }
 
     async fn pause(&self, _: &TtrpcContext, request: PauseRequest) -> TtrpcResult<Empty> {
-        self.ask(move |shim| async move { shim.container(&request.id)?.pause() }).await.map(|()| Empty::new())
+        self.ask(move |shim| async move { shim.container(&request.id)?.pause().await }).await.map(|()| Empty::new())
     }
 
     async fn resume(&self, _: &TtrpcContext, request: ResumeRequest) -> TtrpcResult<Empty> {
@@ -371,8 +395,14 @@ impl Task for Service {
         .map(|()| Empty::new())
     }
 
-    async fn update(&self, _: &TtrpcContext, _: UpdateTaskRequest) -> TtrpcResult<Empty> {
-        Err(unimplemented("Update"))
+    async fn update(&self, _: &TtrpcContext, request: UpdateTaskRequest) -> TtrpcResult<Empty> {
+        self.ask(move |shim| async move {
+            let resources =
+                serde_json::from_slice(&request.resources.value).map_err(|e| Error::invalid("resources", e))?;
+            shim.container(&request.id)?.update(&resources)
+        })
+        .await
+        .map(|()| Empty::new())
     }
 
     async fn wait(&self, _: &TtrpcContext, request: WaitRequest) -> TtrpcResult<WaitResponse> {

@@ -127,6 +127,11 @@ impl Directory {
         }
     }
 
+    /// Opens a file of it.
+    pub fn open_file(&self, name: &str, flags: OFlag) -> nix::Result<OwnedFd> {
+        self.file(name, flags)
+    }
+
     fn file(&self, name: &str, flags: OFlag) -> nix::Result<OwnedFd> {
         if name.contains('/') {
             return Err(Errno::EINVAL);

@@ -38,7 +38,7 @@ fn a_cgroup_holds_limits_freezes_kills_and_goes() {
     let plan = planned("life", r#"{"memory":{"limit":67108864},"pids":{"limit":50}}"#);
     let cgroup = Cgroup::create(&plan).unwrap();
     let result = std::panic::catch_unwind(|| {
-        cgroup.apply(&plan).unwrap();
+        cgroup.set_devices(&plan).and_then(|()| cgroup.apply(&plan)).unwrap();
         let mut sleep = Sleep::new();
         cgroup.attach(sleep.pid()).unwrap();
         assert_eq!(cgroup.pids().unwrap(), [sleep.pid()]);

@@ -2,23 +2,29 @@
 
 mod devices;
 mod dir;
+mod oom;
 pub mod stats;
 
 use std::collections::BTreeMap;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
+use nix::fcntl::OFlag;
+use nix::sys::stat::Mode;
 
 use crate::plan::cgroup::{CgroupPlan, Write};
 use crate::{Error, Kind, Result};
 use dir::Directory;
+pub use oom::OomWatch;
 pub use stats::Stats;
 
 /// A cgroup: one directory on v2, one in each hierarchy on v1 (and hybrid).
 #[derive(Debug)]
 pub struct Cgroup {
+    /// What the caller has no right to is no error.
+    rootless: bool,
     paths: BTreeMap<String, PathBuf>,
     dirs: Vec<Directory>,
 }
@@ -29,7 +35,7 @@ const PATIENCE: Duration = Duration::from_secs(2);
 impl Cgroup {
     /// Makes the directories. A cgroup that exists and has processes, or is frozen, is refused. On an error nothing that it made stays.
     pub fn create(plan: &CgroupPlan) -> Result<Cgroup> {
-        let mut out = Cgroup { paths: BTreeMap::new(), dirs: Vec::new() };
+        let mut out = Cgroup { rootless: plan.rootless, paths: BTreeMap::new(), dirs: Vec::new() };
         let mut undo: Vec<PathBuf> = Vec::new();
         let pure_v2 = plan.dirs.iter().all(|dir| dir.controllers == [""]);
         for dir in &plan.dirs {
@@ -43,6 +49,12 @@ impl Cgroup {
                         out.paths.insert(controller.clone(), directory.path().to_path_buf());
                     }
                     out.dirs.push(directory);
+                }
+                Err(err) if plan.rootless && refused(err.errno()) => {
+                    if plan.writes.iter().any(|write| dir.controllers.contains(&write.controller)) {
+                        let text = "rootless needs no limits + no cgrouppath when no permission is granted for cgroups";
+                        return Err(err.context(text));
+                    }
                 }
                 Err(err) => {
                     for path in undo.iter().rev() {
@@ -64,7 +76,42 @@ impl Cgroup {
                 None => dirs.push(Directory::open(path, vec![controller.clone()])),
             }
         }
-        Ok(Cgroup { paths: paths.clone(), dirs })
+        Ok(Cgroup { rootless: false, paths: paths.clone(), dirs })
+    }
+
+    /// Cgroups below this one that exist already: each of `paths` is `controller[,controller]:path`, or a single
+    /// `path` for all. Errors name what is wrong with one of them; nothing above this cgroup can be named.
+    pub fn below(&self, paths: &[String]) -> Result<Cgroup> {
+        let bad = |cause: String| Error::invalid("--cgroup", cause);
+        let mut wanted: BTreeMap<&str, &str> = BTreeMap::new();
+        for arg in paths {
+            let (controllers, path) = match arg.split_once(':') {
+                Some(split) => split,
+                None if paths.len() == 1 => ("", arg.as_str()),
+                None => return Err(bad(format!("{arg}: the controller: before the path is missing"))),
+            };
+            if arg.contains(':') && controllers.split(',').any(str::is_empty) {
+                return Err(bad(format!("{arg}: the controller: before the path is empty")));
+            }
+            for controller in controllers.split(',') {
+                if wanted.insert(controller, path).is_some() {
+                    return Err(bad(format!("controller {controller} is named twice")));
+                }
+            }
+        }
+        if let Some(unknown) = wanted.keys().find(|name| !name.is_empty() && !self.paths.contains_key(**name)) {
+            return Err(bad(format!("unknown controller {unknown}")));
+        }
+        let mut out = self.paths.clone();
+        for (controller, dir) in &mut out {
+            let Some(path) = wanted.get(controller.as_str()).or_else(|| wanted.get("")) else { continue };
+            let path = std::path::Path::new(path.trim_start_matches('/'));
+            if path.components().any(|part| !matches!(part, std::path::Component::Normal(_))) {
+                return Err(bad(format!("bad sub cgroup path: {} is not a sub cgroup path", path.display())));
+            }
+            dir.push(path);
+        }
+        Cgroup::open(&out)
     }
 
     /// Controller to absolute path of the directory; the key is "" on v2.
@@ -77,19 +124,39 @@ impl Cgroup {
         self.dirs.len() == 1 && self.dirs[0].is_v2()
     }
 
-    /// The directory to clone a child into (CLONE_INTO_CGROUP) where the host is pure v2.
+    /// The v2 directory to clone a child into (CLONE_INTO_CGROUP); on hybrid hosts it is one of several.
     pub fn clone_fd(&self) -> Option<BorrowedFd<'_>> {
-        if self.is_v2() { self.dirs[0].fd() } else { None }
+        self.controller("").and_then(Directory::fd)
+    }
+
+    /// Files by which a process enters: it writes `0` to each. A single thread that moves itself in v1 takes no lock
+    /// that the whole machine waits for, and no RCU grace period, unlike a process that is moved by another
+    /// (kernel/cgroup/cgroup.c, cgroup_procs_write_start). `born`: the process is in the v2 directory already.
+    pub fn doors(&self, born: bool) -> Result<Vec<OwnedFd>> {
+        let mut out = Vec::new();
+        for dir in self.dirs.iter().filter(|dir| !(born && dir.is_v2())) {
+            let file = if dir.is_v2() { "cgroup.procs" } else { "tasks" };
+            match dir.open_file(file, OFlag::O_WRONLY) {
+                Err(errno) if self.rootless && refused(Some(errno)) => {}
+                Err(errno) => {
+                    let what = format!("unable to apply cgroup configuration: adding pid to {:?}", dir.path());
+                    return Err(Error::sys(what, errno));
+                }
+                Ok(fd) => out.push(fd),
+            }
+        }
+        Ok(out)
     }
 
     /// Moves a process into every hierarchy.
     pub fn attach(&self, pid: i32) -> Result<()> {
         for dir in &self.dirs {
-            dir.write("cgroup.procs", &pid.to_string()).map_err(|errno| {
-                Error::sys(
-                    format!("unable to apply cgroup configuration: move process {pid} to {:?}", dir.path()),
-                    errno,
-                )
+            let moved = dir.write("cgroup.procs", &pid.to_string());
+            if self.rootless && refused(moved.err()) {
+                continue;
+            }
+            moved.map_err(|errno| {
+                Error::sys(format!("unable to apply cgroup configuration: adding pid {pid} to {:?}", dir.path()), errno)
             })?;
         }
         Ok(())
@@ -99,15 +166,33 @@ impl Cgroup {
         self.dirs.iter().find(|dir| dir.controllers.iter().any(|controller| controller == name))
     }
 
-    /// Writes the limits and sets the device policy.
+    /// Refuses a limit that is not above what is used now.
+    fn check_memory(&self, plan: &CgroupPlan) -> Result<()> {
+        let used = |file: &str| self.controller("").and_then(|dir| dir.number(file)).unwrap_or(0);
+        let memory = used("memory.current");
+        for (what, limit, usage) in [
+            ("memory", plan.check_memory, memory),
+            ("memory+swap", plan.check_swap, memory.saturating_add(used("memory.swap.current"))),
+        ] {
+            if let Some(limit) = limit.and_then(|limit| u64::try_from(limit).ok())
+                && usage >= limit
+            {
+                let text = format!("rejecting {what} limit {limit} <= usage {usage}");
+                return Err(Error::invalid("linux.resources.memory", text));
+            }
+        }
+        Ok(())
+    }
+
+    /// Sets the device policy: before the first process enters, which would meet a policy that is half written.
+    pub fn set_devices(&self, plan: &CgroupPlan) -> Result<()> {
+        plan.devices.as_ref().map_or(Ok(()), |rules| self.apply_devices(rules))
+    }
+
+    /// Writes the limits.
     pub fn apply(&self, plan: &CgroupPlan) -> Result<()> {
-        if let Some(limit) = plan.check_memory
-            && let Some(usage) = self.controller("").and_then(|dir| dir.number("memory.current"))
-            && limit >= 0
-            && usage >= limit as u64
-        {
-            let text = format!("rejecting memory limit {limit} <= usage {usage}");
-            return Err(Error::invalid("linux.resources.memory.limit", text));
+        if plan.check_memory.is_some() || plan.check_swap.is_some() {
+            self.check_memory(plan)?;
         }
         let mut at = 0;
         while let Some(write) = plan.writes.get(at) {
@@ -121,10 +206,7 @@ impl Cgroup {
             }
             at += 1;
         }
-        match &plan.devices {
-            Some(rules) => self.apply_devices(rules),
-            None => Ok(()),
-        }
+        Ok(())
     }
 
     fn write(&self, write: &Write) -> Result<()> {
@@ -139,6 +221,13 @@ impl Cgroup {
         match dir.write(&write.file, &write.value) {
             Ok(()) => Ok(()),
             Err(Errno::ENOENT) if write.optional => Ok(()),
+            Err(Errno::EBUSY) if write.file == "memory.limit_in_bytes" => {
+                let number = |file: &str| dir.number(file).unwrap_or(0);
+                let (now, peak) = (number("memory.usage_in_bytes"), number("memory.max_usage_in_bytes"));
+                let value = &write.value;
+                let text = format!("unable to set memory limit to {value} (current usage: {now}, peak usage: {peak})");
+                Err(Error::sys(format!("{}: {text}", write.field), Errno::EBUSY))
+            }
             Err(errno) => Err(Error::sys(
                 format!("{}: write {:?} to {:?}", write.field, write.value, dir.path().join(&write.file)),
                 errno,
@@ -153,10 +242,13 @@ impl Cgroup {
                     Error::sys(format!("linux.resources.devices: write {line:?} to {:?}", dir.path().join(file)), errno)
                 })?;
             }
-        } else if let Some(fd) = self.clone_fd() {
+        } else if let Some(fd) = self.clone_fd().filter(|_| self.is_v2()) {
             let cgroup = dir::reopen(fd).map_err(|errno| Error::sys("open the cgroup", errno))?;
-            devices::attach(cgroup.as_fd(), rules)
-                .map_err(|errno| Error::sys("linux.resources.devices: attach the device program", errno))?;
+            let attached = devices::attach(cgroup.as_fd(), rules);
+            if self.rootless && refused(attached.err()) {
+                return Ok(());
+            }
+            attached.map_err(|errno| Error::sys("linux.resources.devices: attach the device program", errno))?;
         }
         Ok(())
     }
@@ -245,13 +337,56 @@ impl Cgroup {
         if self.pids()?.is_empty() {
             return Ok(());
         }
-        // Frozen, no process can fork away from the signals; thawed, they take effect.
-        let frozen = self.freeze().is_ok();
-        let result = self.signal_all(signal);
-        if frozen {
-            self.thaw()?;
+        // Killed again and again until nobody new turns up: only who forks faster has to be frozen for it.
+        let mut known: Vec<i32> = Vec::new();
+        for _ in 0..8 {
+            let now = self.pids()?;
+            if now.iter().all(|pid| known.contains(pid)) {
+                return self.thaw_killed();
+            }
+            self.signal_all(signal)?;
+            known = now;
         }
+        let _ = self.freeze();
+        let result = self.signal_all(signal);
+        self.thaw_killed()?;
         result
+    }
+
+    /// A frozen process of v1 dies when it is thawed.
+    fn thaw_killed(&self) -> Result<()> {
+        match self.freezer() {
+            Some((dir, false)) if self.frozen()? => {
+                dir.write("freezer.state", "THAWED").map_err(|errno| Error::sys("thaw the cgroup", errno))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// A new cgroup below this one, for a process tree that is to be killed as a whole. It has no limits of its own; on
+    /// v1 it is one directory, in the hierarchy that [`Cgroup::pids`] looks at.
+    pub fn child(&self, name: &str) -> Result<Cgroup> {
+        let Some(dir) = self.any() else { return Err(Error::new(Kind::Unsupported, "no cgroup")) };
+        let path = dir.path().join(name);
+        std::fs::create_dir(&path).map_err(|e| Error::io(format!("make cgroup {path:?}"), &e))?;
+        let mut paths = self.paths.clone();
+        for (controller, at) in &mut paths {
+            if dir.controllers.contains(controller) {
+                at.clone_from(&path);
+            }
+        }
+        Cgroup::open(&paths)
+    }
+
+    /// The part of a [`Cgroup::child`] that is its own: to kill and remove it without its parent.
+    pub fn own_part(&self) -> Result<Cgroup> {
+        let paths = self.any().map(|dir| dir.controllers.iter().map(|name| (name.clone(), dir.path().to_path_buf())));
+        Cgroup::open(&paths.into_iter().flatten().collect())
+    }
+
+    /// Removes it if it has no processes; one that has them stays.
+    pub fn remove_if_empty(&self) -> bool {
+        self.dirs.iter().all(|dir| dir.remove().is_ok())
     }
 
     fn signal_all(&self, signal: i32) -> Result<()> {
@@ -302,6 +437,20 @@ impl Cgroup {
     pub fn file(&self, controller: &str, name: &str) -> Option<PathBuf> {
         self.controller(controller).map(|dir| dir.path().join(name))
     }
+}
+
+/// The v2 cgroup that a process is in now.
+pub fn of_process(pid: i32) -> nix::Result<OwnedFd> {
+    let text = std::fs::read_to_string(format!("/proc/{pid}/cgroup")).map_err(|_| Errno::ESRCH)?;
+    let path = text.lines().find_map(|line| line.strip_prefix("0::")).ok_or(Errno::ENOENT)?;
+    let host = crate::host::Cgroups::read().map_err(|_| Errno::ENOENT)?;
+    let dir = host.v2.ok_or(Errno::ENOENT)?.mountpoint.join(path.trim_start_matches('/'));
+    let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+    nix::fcntl::open(&dir, flags, Mode::empty())
+}
+
+fn refused(errno: Option<Errno>) -> bool {
+    matches!(errno, Some(Errno::EACCES | Errno::EPERM | Errno::EROFS))
 }
 
 fn swappable(err: &Error) -> bool {

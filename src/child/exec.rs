@@ -22,6 +22,8 @@ pub struct Exec<'a> {
     pub init: OwnedFd,
     /// CLONE_NEW* of the namespaces to join; the pid namespace is joined by birth.
     pub namespaces: u64,
+    /// The pid namespace is entered by a second clone, after the user namespace that gives the right to it.
+    pub second_clone: bool,
     /// The container has a user namespace.
     pub in_user_namespace: bool,
     /// Standard streams; None keeps the caller's.
@@ -32,6 +34,10 @@ pub struct Exec<'a> {
     pub keyring: Option<std::ffi::CString>,
     /// The socket to the parent.
     pub report: OwnedFd,
+    /// Files to enter the cgroup by.
+    pub doors: Vec<OwnedFd>,
+    /// What is not allowed to an ordinary user is no failure.
+    pub lenient: bool,
     /// The parent has something to do first: it says when it is done.
     pub wait_for_parent: bool,
 }
@@ -50,11 +56,30 @@ pub fn run(exec: Exec<'_>) -> ! {
 
 fn birth(exec: &Exec<'_>, report: &Report) -> Result<std::convert::Infallible, Failure> {
     let plan = exec.process;
+    if let Some(mask) = &plan.affinity.initial {
+        sys::set_affinity(0, mask).at(Step::Affinity)?;
+    }
+    identity::settle(&exec.doors, plan.oom_score_adj, exec.lenient)?;
     if exec.wait_for_parent {
         report.wait().at(Step::Parent)?;
     }
+    match &plan.affinity.last {
+        Some(mask) => sys::set_affinity(0, mask).at(Step::Affinity)?,
+        None => {
+            let _ = sys::set_affinity(0, &sys::ALL_PROCESSORS);
+        }
+    }
     if exec.namespaces != 0 {
         clone::setns(exec.init.as_fd(), exec.namespaces).at(Step::Join)?;
+    }
+    if exec.second_clone {
+        match clone::clone3(libc::CLONE_PARENT as u64, None).at(Step::Join)? {
+            clone::Side::Child => {}
+            clone::Side::Parent(_, pidfd) => {
+                let sent = report.send_fd(&Record::Born, pidfd.as_fd());
+                sys::exit_now(i32::from(sent.is_err()));
+            }
+        }
     }
     if exec.in_user_namespace {
         let _ = sys::setgroups(&[]);
@@ -76,13 +101,9 @@ fn birth(exec: &Exec<'_>, report: &Report) -> Result<std::convert::Infallible, F
         }
     }
     drop(root);
-    if !exec.in_user_namespace {
-        for (at, (resource, soft, hard)) in plan.rlimits.iter().enumerate() {
-            sys::prlimit(0, *resource, *soft, *hard).at_item(Step::Rlimit, at)?;
-        }
-    }
     let filter = exec.filter.as_ref().map(|(program, flags)| (program.as_slice(), *flags));
-    let ready = identity::become_user(plan, filter, exec.in_user_namespace)?;
+    let limits = identity::Limits { own: !exec.in_user_namespace };
+    let ready = identity::become_user(plan, filter, exec.in_user_namespace, limits, report)?;
     let mut env = plan.env.clone();
     init::env_push(&mut env, ready.home);
     sys::cloexec_from(3 + exec.preserve_fds).at(Step::Descriptors)?;
@@ -90,8 +111,8 @@ fn birth(exec: &Exec<'_>, report: &Report) -> Result<std::convert::Infallible, F
         sys::set_cloexec(fd, false).at(Step::Descriptors)?;
     }
     report.send(&Record::Execing).at(Step::Parent)?;
-    if plan.no_new_privs {
-        identity::install(filter)?;
+    if plan.no_new_privs && !identity::notifies(filter) {
+        identity::install(filter, report)?;
     }
     let errno: Errno = sys::execve(&ready.program, &plan.argv, &env);
     Err(Failure::new(Step::Execve, 0, errno))

@@ -1,20 +1,26 @@
 //! From a root in the container to the user that the spec names: labels, capabilities, ids, working directory, program.
 
 use std::ffi::{CStr, CString};
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
 use nix::errno::Errno;
 use nix::fcntl::{AtFlags, OFlag};
 use nix::sys::stat::{Mode, SFlag, fstat, stat};
 use nix::unistd::{AccessFlags, faccessat};
 
-use super::report::{At, Failure, Step};
+use super::report::{At, Failure, Record, Report, Step};
 use crate::plan::process::Process;
+use crate::plan::seccomp::NEW_LISTENER;
 use crate::sys::process::{self as sys, CapSets, SockFilter};
 use crate::sys::{mount, path};
 
 /// A compiled seccomp filter: program and flags.
 pub type Filter<'a> = Option<(&'a [SockFilter], u32)>;
+
+/// True when the filter asks an agent: it is then installed early, so that the parent can hand the listener over.
+pub fn notifies(filter: Filter<'_>) -> bool {
+    filter.is_some_and(|(_, flags)| flags & NEW_LISTENER != 0)
+}
 
 /// A process that has become the user of the spec.
 #[derive(Debug)]
@@ -25,8 +31,38 @@ pub struct Ready {
     pub home: Option<CString>,
 }
 
+/// What is to be done while the process is still the runtime's: enters its cgroup, leaves the caller's processors, and
+/// sets its score while it may still lower it. `lenient`: what is not allowed is no failure.
+pub fn settle(doors: &[OwnedFd], score: Option<i32>, lenient: bool) -> Result<(), Failure> {
+    let allowed = |done: nix::Result<usize>| match done {
+        Err(Errno::EACCES | Errno::EPERM) if lenient => Ok(()),
+        other => other.map(drop),
+    };
+    for (at, door) in doors.iter().enumerate() {
+        allowed(nix::unistd::write(door, b"0")).at_item(Step::Cgroup, at)?;
+    }
+    if let Some(score) = score {
+        let file = nix::fcntl::open(c"/proc/self/oom_score_adj", OFlag::O_WRONLY | OFlag::O_CLOEXEC, Mode::empty());
+        allowed(file.and_then(|file| nix::unistd::write(&file, score.to_string().as_bytes()))).at(Step::OomScore)?;
+    }
+    Ok(())
+}
+
+/// Who sets the limits of the process.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// The process itself, as late as it still may raise them; otherwise its parent does.
+    pub own: bool,
+}
+
 /// Becomes the user. Afterwards nothing is left to do but the gate, the filter when no_new_privs is set, and execve.
-pub fn become_user(plan: &Process, filter: Filter<'_>, in_user_namespace: bool) -> Result<Ready, Failure> {
+pub fn become_user(
+    plan: &Process,
+    filter: Filter<'_>,
+    in_user_namespace: bool,
+    limits: Limits,
+    report: &Report,
+) -> Result<Ready, Failure> {
     scheduling(plan)?;
     labels(plan)?;
     let home = plan.find_home.then(|| home(plan.uid));
@@ -34,7 +70,7 @@ pub fn become_user(plan: &Process, filter: Filter<'_>, in_user_namespace: bool) 
         sys::set_no_new_privs().at(Step::NoNewPrivs)?;
     } else {
         // Without no_new_privs the kernel wants CAP_SYS_ADMIN for a filter, which is about to go.
-        install(filter)?;
+        install(filter, report)?;
     }
     nix::sys::stat::umask(Mode::from_bits_truncate(plan.umask));
     let early = chdir(&plan.cwd);
@@ -51,6 +87,11 @@ pub fn become_user(plan: &Process, filter: Filter<'_>, in_user_namespace: bool) 
         }
     }
     own_stdio(plan.uid)?;
+    if limits.own {
+        for (at, (resource, soft, hard)) in plan.rlimits.iter().enumerate() {
+            sys::prlimit(0, *resource, *soft, *hard).at_item(Step::Rlimit, at)?;
+        }
+    }
     sys::keep_caps(true).at(Step::Capabilities)?;
     match sys::setgroups(&plan.groups) {
         // A user namespace may forbid setgroups(2); having nothing to set is then no failure.
@@ -77,15 +118,20 @@ pub fn become_user(plan: &Process, filter: Filter<'_>, in_user_namespace: bool) 
     }
     cwd_is_inside()?;
     let program = find_program(plan)?;
+    if plan.no_new_privs && notifies(filter) {
+        install(filter, report)?;
+    }
     Ok(Ready { program, home })
 }
 
 /// Installs the filter, if there is one.
-pub fn install(filter: Filter<'_>) -> Result<(), Failure> {
-    match filter {
-        Some((program, flags)) => sys::seccomp_filter(program, flags).map(drop).at(Step::Seccomp),
-        None => Ok(()),
+pub fn install(filter: Filter<'_>, report: &Report) -> Result<(), Failure> {
+    let Some((program, flags)) = filter else { return Ok(()) };
+    if let Some(listener) = sys::seccomp_filter(program, flags).at(Step::Seccomp)? {
+        report.send(&Record::Listener(listener.as_raw_fd())).at(Step::Parent)?;
+        report.wait().at(Step::Parent)?;
     }
+    Ok(())
 }
 
 fn scheduling(plan: &Process) -> Result<(), Failure> {
@@ -94,6 +140,12 @@ fn scheduling(plan: &Process) -> Result<(), Failure> {
     }
     if let Some((class, priority)) = plan.io_priority {
         sys::set_io_priority(class, priority).at(Step::IoPriority)?;
+    }
+    if let Some(domain) = plan.personality {
+        sys::set_personality(domain).at(Step::Personality)?;
+    }
+    if let Some(policy) = &plan.memory_policy {
+        sys::set_mempolicy(policy.mode, &policy.nodes).at(Step::MemoryPolicy)?;
     }
     Ok(())
 }

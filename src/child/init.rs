@@ -16,6 +16,7 @@ use crate::plan::Plan;
 use crate::sys::clone::{self, Side};
 use crate::sys::path;
 use crate::sys::process::{self as sys, SockFilter};
+use crate::trace::{Trace, Track};
 
 /// Everything that the child needs beside its own copy of the parent's memory.
 #[derive(Debug)]
@@ -31,6 +32,10 @@ pub struct Init<'a> {
     pub second_clone: Option<u64>,
     /// Sources of bind mounts that the parent has opened, by place in the plan.
     pub sources: Vec<Option<OwnedFd>>,
+    /// Files to enter the cgroup by.
+    pub doors: Vec<OwnedFd>,
+    /// The parent has something to do first: it says when it is done.
+    pub wait_for_parent: bool,
     /// The container's cgroup directories.
     pub cgroups: BTreeMap<String, PathBuf>,
     /// Standard streams; None keeps the caller's.
@@ -43,6 +48,14 @@ pub struct Init<'a> {
     pub gate: Option<(OwnedFd, OwnedFd)>,
     /// The state for hooks, without pid and status.
     pub state: serde_json::Map<String, serde_json::Value>,
+    /// Where the steps are marked.
+    pub trace: Option<Trace>,
+}
+
+impl Init<'_> {
+    fn mark(&self, step: &str) {
+        self.trace.iter().for_each(|trace| trace.mark(Track::Child, step));
+    }
 }
 
 /// Runs in the child; does not return.
@@ -64,6 +77,7 @@ fn birth(init: Init<'_>, report: Report) -> Result<(), (Failure, Report)> {
         Err(failure) => return Err((failure, report)),
     };
     drop(slave);
+    init.trace.iter().for_each(|trace| trace.end(Track::Child));
     if let Err(errno) = report.send(&Record::Ready) {
         return Err((Failure::new(Step::Parent, 0, errno), report));
     }
@@ -84,10 +98,20 @@ fn birth(init: Init<'_>, report: Report) -> Result<(), (Failure, Report)> {
 
 fn create(init: &Init<'_>, report: &Report) -> Result<(identity::Ready, Option<OwnedFd>), Failure> {
     let plan = init.plan;
-    report.wait().at(Step::Parent)?;
+    init.mark("cgroup");
+    // In a user namespace of its own it may not lower its score: the parent does it.
+    let score = plan.process.oom_score_adj.filter(|_| !plan.namespaces.makes(Kind::User));
+    identity::settle(&init.doors, score, plan.rootless)?;
+    if init.wait_for_parent {
+        report.wait().at(Step::Parent)?;
+    }
+    // Which processors the caller was confined to is not the container's affair: its cpuset decides.
+    let _ = sys::set_affinity(0, &sys::ALL_PROCESSORS);
+    init.mark("namespaces");
     namespaces(init, report)?;
     umask(Mode::empty());
     let _ = nix::unistd::setsid();
+    init.mark("network and names");
     if plan.namespaces.makes(Kind::Network) {
         sys::loopback_up().at(Step::Loopback)?;
     }
@@ -106,6 +130,7 @@ fn create(init: &Init<'_>, report: &Report) -> Result<(identity::Ready, Option<O
         cgroup_namespace: plan.namespaces.has(Kind::Cgroup),
         bind_devices: plan.namespaces.has(Kind::User),
     };
+    init.mark("rootfs, mounts and devices");
     let mut prepared = rootfs::prepare(&plan.rootfs, &around)?;
     let slave = if plan.rootfs.console {
         let slave = console::open(prepared.root.as_fd(), &plan.process, report)?;
@@ -114,6 +139,7 @@ fn create(init: &Init<'_>, report: &Report) -> Result<(identity::Ready, Option<O
     } else {
         None
     };
+    init.mark("hooks");
     if has(plan.hooks.prestart()) || has(plan.hooks.create_runtime()) {
         report.send(&Record::Mounted).at(Step::Parent)?;
         report.wait().at(Step::Parent)?;
@@ -126,6 +152,7 @@ fn create(init: &Init<'_>, report: &Report) -> Result<(identity::Ready, Option<O
         "creating",
         &[],
     )?;
+    init.mark("root");
     rootfs::enter(&plan.rootfs, &prepared)?;
     let cwd = plan.process.cwd.to_bytes();
     if cwd != b"/" {
@@ -136,6 +163,7 @@ fn create(init: &Init<'_>, report: &Report) -> Result<(identity::Ready, Option<O
             Err(errno) => return Err(Failure::new(Step::MakeCwd, 0, errno)),
         }
     }
+    init.mark("sysctl");
     if !plan.sysctls.is_empty() {
         let proc = identity::procfs().at(Step::Procfs)?;
         for (at, sysctl) in plan.sysctls.iter().enumerate() {
@@ -144,6 +172,7 @@ fn create(init: &Init<'_>, report: &Report) -> Result<(identity::Ready, Option<O
                 .at_item(Step::Sysctl, at)?;
         }
     }
+    init.mark("seal");
     rootfs::seal(&plan.rootfs, &mut prepared)?;
     drop(prepared);
     match (&slave, &init.stdio) {
@@ -155,8 +184,15 @@ fn create(init: &Init<'_>, report: &Report) -> Result<(identity::Ready, Option<O
         }
         (None, None) => {}
     }
+    init.mark("process, capabilities and seccomp");
     let filter = init.filter.as_ref().map(|(program, flags)| (program.as_slice(), *flags));
-    let ready = identity::become_user(&plan.process, filter, plan.namespaces.has(Kind::User))?;
+    let ready = identity::become_user(
+        &plan.process,
+        filter,
+        plan.namespaces.has(Kind::User),
+        identity::Limits { own: false },
+        report,
+    )?;
     Ok((ready, slave))
 }
 
@@ -242,8 +278,9 @@ fn start(
         sys::set_cloexec(fd, false).at(Step::Descriptors)?;
     }
     report.send(&Record::Execing).at(Step::Parent)?;
-    if plan.process.no_new_privs {
-        identity::install(filter.as_ref().map(|(program, flags)| (program.as_slice(), *flags)))?;
+    let filter = filter.as_ref().map(|(program, flags)| (program.as_slice(), *flags));
+    if plan.process.no_new_privs && !identity::notifies(filter) {
+        identity::install(filter, report)?;
     }
     let errno = sys::execve(&ready.program, &plan.process.argv, &env);
     Err(Failure::new(Step::Execve, 0, errno))

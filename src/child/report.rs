@@ -22,6 +22,10 @@ macro_rules! steps {
 steps! {
     /// Wait for the parent's word.
     Parent,
+    /// Enter the cgroup by door `item`.
+    Cgroup,
+    /// Set oom_score_adj.
+    OomScore,
     /// Join namespace `item`.
     Join,
     /// Make the remaining namespaces.
@@ -50,6 +54,8 @@ steps! {
     Mount,
     /// Set the attributes or the propagation of mount `item`.
     MountAttributes,
+    /// Copy what tmpfs `item` covers into it.
+    CopyUp,
     /// Make device `item`.
     Device,
     /// Make symlink `item` of `/dev`.
@@ -60,6 +66,8 @@ steps! {
     CreateContainerHook,
     /// Make the rootfs the root.
     PivotRoot,
+    /// Make the rootfs the root without a mount namespace.
+    Chroot,
     /// Set the propagation of the root.
     RootPropagation,
     /// Make the root read-only.
@@ -80,6 +88,12 @@ steps! {
     Scheduler,
     /// Set the I/O priority.
     IoPriority,
+    /// Set the processors to run on.
+    Affinity,
+    /// Set the execution domain.
+    Personality,
+    /// Set the NUMA policy.
+    MemoryPolicy,
     /// Set the AppArmor profile.
     AppArmor,
     /// Set the SELinux label.
@@ -116,6 +130,32 @@ steps! {
     Descriptors,
     /// execve.
     Execve,
+}
+
+impl Step {
+    /// The part of a create that it belongs to.
+    pub fn part(self) -> &'static str {
+        use Step as S;
+        match self {
+            S::Parent | S::Gate => "gate",
+            S::Cgroup => "cgroup",
+            S::Join | S::Namespaces | S::NamespaceRoot => "namespaces",
+            S::Loopback => "network",
+            S::Hostname | S::Domainname | S::Keyring => "names",
+            S::HostPropagation | S::Rootfs => "rootfs",
+            S::MountSource | S::MountTarget | S::MountPlace | S::Mount | S::MountAttributes | S::CopyUp => "mounts",
+            S::Device | S::Symlink | S::Console => "devices",
+            S::CreateContainerHook => "createContainer",
+            S::StartContainerHook => "startContainer",
+            S::PivotRoot | S::Chroot | S::RootPropagation => "root",
+            S::Sysctl => "sysctl",
+            S::ReadonlyRoot | S::ReadonlyPath | S::MaskedPath => "seal",
+            S::Seccomp => "seccomp",
+            S::Bounding | S::Capabilities => "capabilities",
+            S::Program | S::Descriptors | S::Execve => "execve",
+            _ => "process",
+        }
+    }
 }
 
 /// A failed step.
@@ -173,6 +213,8 @@ pub enum Record {
     Mounted,
     /// The pty master comes with this record.
     Console,
+    /// The seccomp filter is on; this descriptor of the child is its listener.
+    Listener(i32),
     /// It waits at the gate.
     Ready,
     /// execve comes next: a closed socket after this record means that it succeeded.
@@ -195,8 +237,12 @@ impl Record {
             Record::Ready => (4, None),
             Record::Execing => (5, None),
             Record::Failed(failure) => (6, Some(failure)),
+            Record::Listener(_) => (7, None),
         };
         let mut out = vec![kind];
+        if let Record::Listener(number) = self {
+            out.extend(number.to_le_bytes());
+        }
         if let Some(f) = failure {
             out.push(f.step as u8);
             out.extend(f.item.to_le_bytes());
@@ -215,6 +261,7 @@ impl Record {
             (3, 1) => Record::Console,
             (4, 1) => Record::Ready,
             (5, 1) => Record::Execing,
+            (7, 5) => Record::Listener(i32::from_le_bytes(bytes[1..5].try_into().ok()?)),
             (6, 10..) => Record::Failed(Failure {
                 step: *Step::ALL.get(usize::from(bytes[1]))?,
                 item: u32::from_le_bytes(bytes[2..6].try_into().ok()?),
@@ -276,7 +323,7 @@ mod tests {
         let failure = Failure::new(Step::Execve, 7, Errno::ENOEXEC).detail("why");
         for record in [Record::NeedMaps, Record::Born, Record::Mounted, Record::Console, Record::Ready, Record::Execing]
             .into_iter()
-            .chain([Record::Failed(failure)])
+            .chain([Record::Failed(failure), Record::Listener(7)])
         {
             assert_eq!(Record::decode(&record.encode()), Some(record));
         }

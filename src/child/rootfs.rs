@@ -65,9 +65,13 @@ pub struct Surroundings<'a> {
 
 /// Makes the root mount and everything in it.
 pub fn prepare(plan: &Rootfs, around: &Surroundings<'_>) -> Result<Prepared, Failure> {
-    set_propagation(c"/", plan.host_propagation).at(Step::HostPropagation)?;
     let null = host_null().map(Cover::new).at(Step::MaskedPath)?;
-    let root = bind_root(plan)?;
+    let root = if plan.mount_namespace {
+        set_propagation(c"/", plan.host_propagation).at(Step::HostPropagation)?;
+        bind_root(plan)?
+    } else {
+        open_root(&plan.path).at(Step::Rootfs)?
+    };
     let mut late = Vec::new();
     for (at, mount) in plan.mounts.iter().enumerate() {
         if let Some(fd) = one_mount(&root, mount, at, around)? {
@@ -98,8 +102,7 @@ fn host_null() -> nix::Result<OwnedFd> {
 /// Lays a copy of the rootfs over itself: pivot_root(2) wants a mount, and this one is ours alone.
 fn bind_root(plan: &Rootfs) -> Result<OwnedFd, Failure> {
     let open = || -> nix::Result<OwnedFd> {
-        let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
-        let dir = nix::fcntl::open(plan.path.as_c_str(), flags, Mode::empty())?;
+        let dir = open_root(&plan.path)?;
         let copy = mount::clone_tree(dir.as_fd(), c"", true)?;
         if plan.host_propagation.0 == libc::MS_SHARED {
             // pivot_root(2) refuses a root whose parent mount is shared.
@@ -109,6 +112,11 @@ fn bind_root(plan: &Rootfs) -> Result<OwnedFd, Failure> {
         Ok(copy)
     };
     open().at(Step::Rootfs)
+}
+
+fn open_root(path: &CStr) -> nix::Result<OwnedFd> {
+    let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+    nix::fcntl::open(path, flags, Mode::empty())
 }
 
 fn make_parent_private(rootfs: &CStr) -> nix::Result<()> {
@@ -155,6 +163,9 @@ fn one_mount(
                 extra = CString::new(format!("{mode:o}")).ok();
             }
             let fd = new_filesystem(fstype, options, extra.as_deref(), attrs(plan), at)?;
+            if plan.options.tmpcopyup {
+                super::copy::tree(target.as_fd(), fd.as_fd()).at_item(Step::CopyUp, at)?;
+            }
             attributes_below(&fd, plan).at_item(Step::MountAttributes, at)?;
             mount::attach(fd.as_fd(), target.as_fd()).at_item(Step::Mount, at)?;
             fd
@@ -354,6 +365,12 @@ fn symlinks(root: &OwnedFd, links: &[(CString, CString)]) -> Result<(), Failure>
 
 /// Makes the prepared root `/` of this process.
 pub fn enter(plan: &Rootfs, prepared: &Prepared) -> Result<(), Failure> {
+    if !plan.mount_namespace {
+        return nix::unistd::fchdir(&prepared.root)
+            .and_then(|()| nix::unistd::chroot(c"."))
+            .and_then(|()| nix::unistd::chdir(c"/"))
+            .at(Step::Chroot);
+    }
     if plan.no_pivot {
         let slash = path::open_dir(c"/").at(Step::PivotRoot)?;
         mount::attach(prepared.root.as_fd(), slash.as_fd())
@@ -377,7 +394,7 @@ pub fn seal(plan: &Rootfs, prepared: &mut Prepared) -> Result<(), Failure> {
     for (at, fd) in &prepared.late {
         mount::setattr(fd.as_fd(), false, &readonly).at_item(Step::MountAttributes, *at)?;
     }
-    if plan.readonly {
+    if plan.readonly && plan.mount_namespace {
         mount::setattr(prepared.root.as_fd(), false, &readonly).at(Step::ReadonlyRoot)?;
     }
     let root = prepared.root.as_fd();

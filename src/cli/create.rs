@@ -6,6 +6,7 @@ use clap::Args;
 use oci_spec::runtime::Spec;
 use skiff::container::{Create as Request, Created, Gate, Stdio, create};
 use skiff::launch::block_on;
+use skiff::trace::Trace;
 use skiff::{Error, Kind, Result};
 
 use super::{Globals, listen_fds, protect_program, tty, write_pid_file};
@@ -19,6 +20,12 @@ pub struct Bundle {
     /// path to an AF_UNIX socket which will receive a file descriptor referencing the master end of the pseudoterminal
     #[arg(long)]
     pub console_socket: Option<PathBuf>,
+    /// path to an AF_UNIX socket which will receive a file descriptor referencing the init process
+    #[arg(long)]
+    pub pidfd_socket: Option<PathBuf>,
+    /// write a timeline of the create to this file, for trace viewers
+    #[arg(long)]
+    pub trace: Option<PathBuf>,
     /// specify the file to write the process id to
     #[arg(long)]
     pub pid_file: Option<PathBuf>,
@@ -45,37 +52,42 @@ pub struct Create {
 impl Create {
     pub fn run(self, globals: &Globals) -> Result<i32> {
         protect_program();
-        let socket = self.bundle.console_socket.clone();
-        let created = self.bundle.create(globals, self.id, socket.is_some(), true)?;
+        let created = self.bundle.create(globals, self.id, self.bundle.console_socket.is_some(), true)?;
         // The init lives on without this process; a handle that is dropped leaves it alone.
-        finish_detached(created, socket.as_deref(), self.bundle.pid_file.as_deref()).map(|_| 0)
+        self.bundle.finish(created).map(|_| 0)
     }
 }
 
-/// Hands the console over and writes the pid file. After an error nothing of the container is left.
-pub fn finish_detached(
-    created: Created,
-    socket: Option<&std::path::Path>,
-    pid_file: Option<&std::path::Path>,
-) -> Result<Created> {
-    let handed = match (&created.console, socket) {
-        (Some(master), Some(socket)) => tty::send(master, socket),
-        _ => Ok(()),
-    };
-    let done = handed.and_then(|()| pid_file.map_or(Ok(()), |path| write_pid_file(path, created.init.pid)));
-    match done {
-        Ok(()) => Ok(created),
-        Err(err) => {
-            if let Err(undo) = created.container.delete(true) {
-                log::warn!("undo create: {undo}");
-            }
-            let _ = created.init.wait();
-            Err(err)
-        }
+/// Removes what was created; the error.
+fn undo(created: Created, err: Error) -> Error {
+    if let Err(undo) = created.container.delete(true) {
+        log::warn!("undo create: {undo}");
     }
+    let _ = created.init.wait();
+    err
 }
 
 impl Bundle {
+    /// Hands the console and the pidfd over and writes the pid file. After an error nothing of the container is left.
+    pub fn finish(&self, created: Created) -> Result<Created> {
+        let handed = match (&created.console, &self.console_socket) {
+            (Some(master), Some(socket)) => tty::send_console(master, socket),
+            _ => Ok(()),
+        };
+        match handed.and_then(|()| self.announce(&created)) {
+            Ok(()) => Ok(created),
+            Err(err) => Err(undo(created, err)),
+        }
+    }
+
+    /// Sends the pidfd and writes the pid file.
+    pub fn announce(&self, created: &Created) -> Result<()> {
+        if let Some(socket) = &self.pidfd_socket {
+            tty::send_fd(&created.init.pidfd, "standard", "pidfd", socket)?;
+        }
+        self.pid_file.as_deref().map_or(Ok(()), |path| write_pid_file(path, created.init.pid))
+    }
+
     fn spec(&self) -> Result<Spec> {
         let mut spec = skiff::bundle::load(&self.bundle)?;
         let count = listen_fds();
@@ -92,7 +104,12 @@ impl Bundle {
 
     /// Creates the container. `has_socket`: a console socket takes the terminal.
     pub fn create(&self, globals: &Globals, id: String, has_socket: bool, detach: bool) -> Result<Created> {
-        let spec = self.spec()?;
+        let mut spec = self.spec()?;
+        let trace = self.trace.is_some().then(Trace::new).transpose()?;
+        let notify = super::notify::wanted().is_some();
+        if notify {
+            super::notify::add(&mut spec, &globals.root.join(&id))?;
+        }
         let terminal = spec.process().as_ref().and_then(|p| p.terminal()).unwrap_or(false);
         tty::check(terminal, has_socket, detach)?;
         let request = Request {
@@ -105,10 +122,27 @@ impl Bundle {
             no_pivot: self.no_pivot,
             no_new_keyring: self.no_new_keyring,
             preserve_fds: self.preserve_fds + listen_fds(),
+            notify,
+            rootless: globals.rootless,
+            trace: trace.clone(),
         };
         if spec.process().is_none() {
             return Err(Error::new(Kind::Invalid, "process: property must not be empty"));
         }
-        block_on(create(request, &spec)?)
+        let created = create(request, &spec).and_then(block_on);
+        // A create that failed has a timeline too.
+        match (&self.trace, trace) {
+            (Some(path), Some(trace)) => {
+                let text = trace.events()?.to_string();
+                let written = std::fs::write(path, text);
+                let name = path.display().to_string();
+                let written = written.map_err(|e| Error::io(format!("write trace {name:?}"), &e));
+                created.and_then(|created| match written {
+                    Ok(()) => Ok(created),
+                    Err(err) => Err(undo(created, err)),
+                })
+            }
+            _ => created,
+        }
     }
 }

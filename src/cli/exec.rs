@@ -16,6 +16,9 @@ pub struct Exec {
     /// path to an AF_UNIX socket which will receive a file descriptor referencing the master end of the pseudoterminal
     #[arg(long)]
     console_socket: Option<PathBuf>,
+    /// path to an AF_UNIX socket which will receive a file descriptor referencing the exec process
+    #[arg(long)]
+    pidfd_socket: Option<PathBuf>,
     /// current working directory in the container
     #[arg(long)]
     cwd: Option<PathBuf>,
@@ -80,6 +83,7 @@ impl Exec {
             preserve_fds: self.preserve_fds + listen_fds(),
             cgroups: self.cgroup.clone(),
             ignore_paused: self.ignore_paused,
+            own_cgroup: None,
         };
         let signals = if self.detach {
             None
@@ -98,7 +102,10 @@ impl Exec {
             write_pid_file(path, process.pid).map_err(undo)?;
         }
         if let (Some(master), Some(socket)) = (&execed.console, &self.console_socket) {
-            tty::send(master, socket).map_err(undo)?;
+            tty::send_console(master, socket).map_err(undo)?;
+        }
+        if let Some(socket) = &self.pidfd_socket {
+            tty::send_fd(&process.pidfd, "setns", "pidfd", socket).map_err(undo)?;
         }
         match signals {
             Some(signals) => {

@@ -39,18 +39,25 @@ pub fn open(file: Option<&Path>, format: &str, debug: bool) -> Result<Logs> {
 
 impl Logs {
     /// The error that ends the program: into the log, and onto stderr for whoever sits there.
-    pub fn error(&self, text: &str) {
-        self.line("error", text);
+    pub fn error(&self, err: &Error) {
+        let text = err.to_string();
+        let errno = err.errno().map(|errno| format!("{errno:?}"));
+        self.line("error", &text, &[("field", err.field()), ("step", err.step()), ("errno", errno.as_deref())]);
         if self.file.is_some() {
             let _ = writeln!(std::io::stderr(), "{text}");
         }
     }
 
-    fn line(&self, level: &str, text: &str) {
+    /// `more` goes into JSON as fields of their own.
+    fn line(&self, level: &str, text: &str, more: &[(&str, Option<&str>)]) {
         let now = OffsetDateTime::now_utc();
         let now = now.replace_nanosecond(0).unwrap_or(now).format(&Rfc3339).unwrap_or_default();
         let line = if self.json {
-            format!("{}\n", serde_json::json!({"level": level, "msg": text, "time": now}))
+            let mut line = serde_json::json!({"level": level, "msg": text, "time": now});
+            for (key, value) in more.iter().filter_map(|(key, value)| Some((key, (*value)?))) {
+                line[key] = value.into();
+            }
+            format!("{line}\n")
         } else {
             format!("time=\"{now}\" level={level} msg={}\n", quoted(text))
         };
@@ -79,7 +86,7 @@ impl Log for Logs {
             log::Level::Info => "info",
             log::Level::Debug | log::Level::Trace => "debug",
         };
-        self.line(level, &record.args().to_string());
+        self.line(level, &record.args().to_string(), &[]);
     }
 
     fn flush(&self) {}

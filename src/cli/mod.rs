@@ -1,14 +1,18 @@
 //! runc's commands: arguments and printing only. Does not live here: what they do (the library).
 
 mod create;
+mod events;
 mod exec;
 mod help;
 mod kill;
 mod list;
 mod logging;
+mod notify;
+mod plan;
 mod run;
 mod spec;
 mod tty;
+mod update;
 
 use std::path::PathBuf;
 
@@ -70,6 +74,12 @@ enum Command {
     Pause(Id),
     /// resumes all processes that have been previously paused
     Resume(Id),
+    /// update container resource constraints
+    Update(Box<update::Update>),
+    /// display container events such as OOM notifications, cpu, memory, and IO usage statistics
+    Events(events::Events),
+    /// show step by step what a create of a bundle would do, without doing it
+    Plan(plan::Plan),
     /// create a new specification file
     Spec(spec::Spec),
     /// show the enabled features
@@ -94,6 +104,7 @@ struct Globals {
     /// `--root` was given.
     explicit_root: bool,
     systemd_cgroup: bool,
+    rootless: bool,
 }
 
 impl Globals {
@@ -125,11 +136,12 @@ pub fn run() -> i32 {
         }
     };
     let failed = if matches!(command, Command::Exec(_)) { EXEC_FAILED } else { 1 };
-    let done = globals(&program, cli.root, cli.systemd_cgroup).and_then(|globals| dispatch(&globals, command));
+    let done = globals(&program, cli.root, cli.systemd_cgroup, cli.rootless.as_deref())
+        .and_then(|globals| dispatch(&globals, command));
     match done {
         Ok(code) => code,
         Err(err) => {
-            logs.error(&err.to_string());
+            logs.error(&err);
             failed
         }
     }
@@ -141,7 +153,13 @@ fn program() -> String {
     name.unwrap_or_else(|| "skiff".into())
 }
 
-fn globals(program: &str, root: Option<PathBuf>, systemd_cgroup: bool) -> Result<Globals> {
+fn globals(program: &str, root: Option<PathBuf>, systemd_cgroup: bool, rootless: Option<&str>) -> Result<Globals> {
+    let rootless = match rootless {
+        None | Some("auto" | "") => skiff::host::rootless(),
+        Some("true") => true,
+        Some("false") => false,
+        Some(other) => return Err(Error::invalid("--rootless", format!("{other:?} is none of true, false, auto"))),
+    };
     let explicit_root = root.is_some();
     let root = match root {
         Some(root) if root.as_os_str().is_empty() || root == std::path::Path::new("/") => {
@@ -150,7 +168,7 @@ fn globals(program: &str, root: Option<PathBuf>, systemd_cgroup: bool) -> Result
         Some(root) => std::path::absolute(&root).map_err(|e| Error::io("find the state root", &e))?,
         None => default_root(program),
     };
-    Ok(Globals { program: program.to_string(), root, explicit_root, systemd_cgroup })
+    Ok(Globals { program: program.to_string(), root, explicit_root, systemd_cgroup, rootless })
 }
 
 /// Called as `runc`, skiff shares runc's state directory.
@@ -165,7 +183,7 @@ fn default_root(program: &str) -> PathBuf {
 fn dispatch(globals: &Globals, command: Command) -> Result<i32> {
     match command {
         Command::Create(create) => create.run(globals),
-        Command::Start(Id { id }) => block_on(globals.container(&id)?.start()?).map(|()| 0),
+        Command::Start(Id { id }) => start(globals, &id),
         Command::Run(run) => run.run(globals),
         Command::Exec(exec) => exec.run(globals),
         Command::Kill(kill) => kill.run(globals),
@@ -175,12 +193,27 @@ fn dispatch(globals: &Globals, command: Command) -> Result<i32> {
         Command::Ps(ps) => ps.run(globals),
         Command::Pause(Id { id }) => globals.container(&id)?.pause().map(|()| 0),
         Command::Resume(Id { id }) => globals.container(&id)?.resume().map(|()| 0),
+        Command::Update(update) => update.run(globals),
+        Command::Events(events) => events.run(globals),
+        Command::Plan(plan) => plan.run(globals),
         Command::Spec(spec) => spec.run(),
         Command::Features => {
             println!("{:#}", skiff::features::document());
             Ok(0)
         }
         Command::Help { topic } => help::topic(&globals.program, topic.as_deref()),
+    }
+}
+
+fn start(globals: &Globals, id: &str) -> Result<i32> {
+    let mut container = globals.container(id)?;
+    let relay = notify::Relay::bind(&container)?;
+    let init = relay.is_some().then(|| container.watch()).transpose()?;
+    let pid = container.pid();
+    block_on(container.start()?)?;
+    match (relay, init) {
+        (Some(relay), Some(init)) => relay.run(&init, pid).map(|()| 0),
+        _ => Ok(0),
     }
 }
 

@@ -1,11 +1,12 @@
 //! `run`: create, start, and stay with the container until it ends.
 
 use clap::Args;
-use skiff::Result;
-use skiff::launch::block_on;
+use skiff::launch::{Process, block_on};
+use skiff::{Error, Result};
 
-use super::create::{Bundle, finish_detached};
-use super::{Globals, protect_program, tty, write_pid_file};
+use super::create::Bundle;
+use super::notify::Relay;
+use super::{Globals, protect_program, tty};
 
 /// `run`.
 #[derive(Debug, Args)]
@@ -25,6 +26,13 @@ pub struct Run {
     id: String,
 }
 
+/// The foreground belongs to the container's terminal and signals.
+fn in_background(relay: Relay, init: &Process) -> Result<()> {
+    let (pid, pidfd) = (init.pid, init.pidfd.try_clone().map_err(|e| Error::io("watch the process", &e))?);
+    std::thread::spawn(move || relay.run(&pidfd, pid));
+    Ok(())
+}
+
 impl Run {
     pub fn run(self, globals: &Globals) -> Result<i32> {
         protect_program();
@@ -36,10 +44,13 @@ impl Run {
         }
         let signals = tty::Signals::block()?;
         let created = self.bundle.create(globals, self.id.clone(), false, false)?;
+        let announced = self.bundle.announce(&created);
         let (mut container, init) = (created.container, created.init);
         let session = tty::Session::begin(created.console)?;
-        let written = self.bundle.pid_file.as_deref().map_or(Ok(()), |path| write_pid_file(path, init.pid));
-        let started = written.and_then(|()| container.start()).and_then(block_on);
+        let started = announced.and_then(|()| Relay::bind(&container)).and_then(|relay| {
+            container.start().and_then(block_on)?;
+            relay.map_or(Ok(()), |relay| in_background(relay, &init))
+        });
         let ended = started.and_then(|()| session.attend(&init, &signals));
         drop(session);
         let status = match ended {
@@ -58,12 +69,13 @@ impl Run {
     }
 
     fn detached(self, globals: &Globals) -> Result<i32> {
-        let socket = self.bundle.console_socket.clone();
-        let created = self.bundle.create(globals, self.id, socket.is_some(), true)?;
-        let created = finish_detached(created, socket.as_deref(), self.bundle.pid_file.as_deref())?;
+        let created = self.bundle.create(globals, self.id, self.bundle.console_socket.is_some(), true)?;
+        let created = self.bundle.finish(created)?;
         let (mut container, init) = (created.container, created.init);
-        match container.start().and_then(block_on) {
-            Ok(()) => Ok(0),
+        let relay = Relay::bind(&container);
+        let started = relay.and_then(|relay| container.start().and_then(block_on).map(|()| relay));
+        match started {
+            Ok(relay) => relay.map_or(Ok(()), |relay| relay.run(&init.pidfd, init.pid)).map(|()| 0),
             Err(err) => {
                 let _ = init.kill(libc::SIGKILL);
                 let _ = init.wait();

@@ -27,18 +27,22 @@ pub fn check(terminal: bool, has_socket: bool, detach: bool) -> Result<()> {
     Err(Error::new(Kind::Invalid, text))
 }
 
-/// Sends a pty master to a console socket: one message, the pty's name and the descriptor.
-pub fn send(master: &OwnedFd, socket: &Path) -> Result<()> {
+/// Sends a pty master to a console socket, by the pty's name.
+pub fn send_console(master: &OwnedFd, socket: &Path) -> Result<()> {
+    let number = tty::number(master.as_fd()).map_err(|errno| Error::sys("find the pty's number", errno))?;
+    send_fd(master, &format!("/dev/pts/{number}"), "console", socket)
+}
+
+/// Sends a descriptor to a unix socket: one message, `text` and the descriptor. `what` is for errors.
+pub fn send_fd(fd: &OwnedFd, text: &str, what: &str, socket: &Path) -> Result<()> {
     let name = socket.display().to_string();
     let stream =
-        UnixStream::connect(socket).map_err(|e| Error::io(format!("connect to console socket {name:?}"), &e))?;
-    let number = tty::number(master.as_fd()).map_err(|errno| Error::sys("find the pty's number", errno))?;
-    let pty = format!("/dev/pts/{number}");
-    let fds: [RawFd; 1] = [master.as_raw_fd()];
+        UnixStream::connect(socket).map_err(|e| Error::io(format!("connect to {what} socket {name:?}"), &e))?;
+    let fds: [RawFd; 1] = [fd.as_raw_fd()];
     let control = [ControlMessage::ScmRights(&fds)];
-    sendmsg::<()>(stream.as_raw_fd(), &[IoSlice::new(pty.as_bytes())], &control, MsgFlags::MSG_NOSIGNAL, None)
+    sendmsg::<()>(stream.as_raw_fd(), &[IoSlice::new(text.as_bytes())], &control, MsgFlags::MSG_NOSIGNAL, None)
         .map(drop)
-        .map_err(|errno| Error::sys(format!("send the console to {name:?}"), errno))
+        .map_err(|errno| Error::sys(format!("send the {what} to {name:?}"), errno))
 }
 
 /// Signals that would end this process, read from a descriptor instead.

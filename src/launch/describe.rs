@@ -13,8 +13,13 @@ use crate::{Error, Kind};
 
 /// The error of a failed create or start.
 pub fn init(plan: &Plan, failure: &Failure) -> Error {
+    one(plan, failure).in_step(failure.step.part())
+}
+
+fn one(plan: &Plan, failure: &Failure) -> Error {
     let item = failure.item as usize;
     let what = match failure.step {
+        Step::Cgroup => format!("unable to apply cgroup configuration: enter cgroup {item}"),
         Step::Join => match plan.namespaces.joins.get(item) {
             Some(join) => format!("{}: join namespace {:?}", join.field, join.path),
             None => "join namespace".into(),
@@ -29,6 +34,8 @@ pub fn init(plan: &Plan, failure: &Failure) -> Error {
         Step::MountSource | Step::MountTarget | Step::MountPlace | Step::Mount | Step::MountAttributes => {
             mount(plan, failure.step, item)
         }
+        Step::CopyUp => format!("mounts[{item}].options: tmpcopyup"),
+        Step::Chroot => "chroot to the rootfs".into(),
         Step::Device => match plan.rootfs.devices.get(item) {
             Some(device) => format!("make device {:?}", absolute(&device.path)),
             None => "make device".into(),
@@ -51,7 +58,7 @@ pub fn init(plan: &Plan, failure: &Failure) -> Error {
         Step::ReadonlyPath => format!("linux.readonlyPaths[{item}]: {}", listed(&plan.rootfs.readonly_paths, item)),
         Step::MaskedPath => format!("linux.maskedPaths[{item}]: {}", listed(&plan.rootfs.masked_paths, item)),
         Step::CreateContainerHook | Step::StartContainerHook => return Error::new(Kind::System, &failure.detail),
-        _ => return process("process", &plan.process, failure),
+        _ => return shared("process", &plan.process, failure),
     };
     finish(what, failure)
 }
@@ -67,12 +74,19 @@ pub fn start(program: &str, failure: &Failure) -> Error {
     }
 }
 
-/// The error of a failed exec, and of the steps that init and exec share.
+/// The error of a failed exec.
 pub fn process(field: &str, plan: &Process, failure: &Failure) -> Error {
+    shared(field, plan, failure).in_step(failure.step.part())
+}
+
+/// The steps that init and exec share.
+fn shared(field: &str, plan: &Process, failure: &Failure) -> Error {
     let name = plan.argv.as_slice()[0].to_string_lossy().into_owned();
     let errno = Errno::from_raw(failure.errno);
     let what = match failure.step {
         Step::Parent => "lost the runtime".into(),
+        Step::Cgroup => format!("unable to apply cgroup configuration: enter cgroup {}", failure.item),
+        Step::OomScore => format!("{field}.oomScoreAdj: set {}", plan.oom_score_adj.unwrap_or_default()),
         Step::Join => "join the container's namespaces".into(),
         Step::NamespaceRoot => "become root of the user namespace".into(),
         Step::Console => "make the terminal".into(),
@@ -82,6 +96,9 @@ pub fn process(field: &str, plan: &Process, failure: &Failure) -> Error {
         Step::NoNewPrivs => format!("{field}.noNewPrivileges: set"),
         Step::Scheduler => format!("{field}.scheduler: set"),
         Step::IoPriority => format!("{field}.ioPriority: set"),
+        Step::Affinity => format!("{field}.execCPUAffinity: set"),
+        Step::Personality => "linux.personality: set".into(),
+        Step::MemoryPolicy => "linux.memoryPolicy: set".into(),
         Step::Procfs => "open a procfs".into(),
         Step::AppArmor => {
             format!("{field}.apparmorProfile: apply {:?}", plan.apparmor.clone().unwrap_or_default())

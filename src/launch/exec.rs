@@ -5,11 +5,12 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use nix::errno::Errno;
 
 use super::seccomp::Filter;
-use super::{Aim, Channel, Message, Process, describe, write_proc};
+use super::{Aim, Channel, Message, Process, adopted, describe, listener};
 use crate::cgroup::Cgroup;
 use crate::child::exec::{self, Exec};
 use crate::child::report::Record;
 use crate::plan::process::Process as ProcessPlan;
+use crate::plan::seccomp::Listener;
 use crate::sys::clone::{self, Side};
 use crate::sys::process as sys;
 use crate::{Error, Kind, Result};
@@ -23,8 +24,10 @@ pub struct Begin<'a> {
     pub filter: Option<&'a Filter>,
     /// Where it goes.
     pub cgroup: &'a Cgroup,
-    /// Cgroup directory to be born into, where that is another one than the container's own.
+    /// The container's init.
     pub init: OwnedFd,
+    /// Its pid.
+    pub init_pid: i32,
     /// CLONE_NEW* of the container's namespaces.
     pub namespaces: u64,
     /// Standard streams; None keeps the caller's.
@@ -33,6 +36,8 @@ pub struct Begin<'a> {
     pub preserve_fds: u32,
     /// Name of the session keyring.
     pub keyring: Option<std::ffi::CString>,
+    /// The container's state for a seccomp agent, without pid and status.
+    pub state: serde_json::Map<String, serde_json::Value>,
 }
 
 /// An exec process between its clone and execve. Dropped before that, it is killed.
@@ -42,39 +47,56 @@ pub struct Birth {
     process: Option<Process>,
     channel: Channel,
     console: Option<OwnedFd>,
+    listener: Option<Listener>,
+    state: serde_json::Map<String, serde_json::Value>,
+    init_pid: i32,
 }
 
 /// Clones the process.
 pub fn begin(begin: Begin<'_>) -> Result<Birth> {
-    let Begin { plan, filter, cgroup, init, namespaces, stdio, preserve_fds, keyring } = begin;
+    let Begin { plan, filter, cgroup, init, init_pid, namespaces, stdio, preserve_fds, keyring, state } = begin;
     let stopped = |errno: Errno, what: &str| match errno {
         Errno::ESRCH => Error::new(Kind::FailedPrecondition, "cannot exec in a stopped container"),
         errno => Error::sys(what, errno),
     };
     let pid_namespace = libc::CLONE_NEWPID as u64;
     let in_user_namespace = namespaces & libc::CLONE_NEWUSER as u64 != 0;
-    let into = cgroup.clone_fd();
+    // A process with processors of its own before it enters the cgroup cannot be born there.
+    let into = if plan.affinity.initial.is_some() { None } else { cgroup.clone_fd() };
     let (channel, child_end) = Channel::pair()?;
+    // Only root may point at a pid namespace that belongs to another user namespace.
+    let by_second_clone = in_user_namespace && namespaces & pid_namespace != 0 && !nix::unistd::geteuid().is_root();
     let limits_by_parent = in_user_namespace && !plan.rlimits.is_empty();
-    let child = Exec {
+    let mut child = Exec {
         filter: filter.map(|f| (f.program(), f.flags)),
-        namespaces: namespaces & !pid_namespace,
+        namespaces: if by_second_clone { namespaces } else { namespaces & !pid_namespace },
+        second_clone: by_second_clone,
         in_user_namespace,
         stdio,
         preserve_fds,
         keyring,
         report: child_end,
-        wait_for_parent: into.is_none() || plan.oom_score_adj.is_some() || limits_by_parent,
+        doors: cgroup.doors(into.is_some())?,
+        lenient: crate::host::rootless(),
+        wait_for_parent: limits_by_parent,
         process: &plan,
         init,
     };
     sys::set_dumpable(false).map_err(|errno| Error::sys("make the runtime undumpable", errno))?;
     let mut aim = Aim::default();
-    if namespaces & pid_namespace != 0 {
+    if namespaces & pid_namespace != 0 && !by_second_clone {
         aim.at_pid_namespace(child.init.as_fd())
             .map_err(|errno| stopped(errno, "join the container's pid namespace"))?;
     }
-    let cloned = clone::clone3(0, into);
+    let cloned = match clone::clone3(0, into) {
+        // The container has made cgroups of its own below, and its init lives in one of them.
+        Err(Errno::EBUSY | Errno::EOPNOTSUPP | Errno::ENOENT) if into.is_some() => {
+            child.doors = cgroup.doors(true)?;
+            let moved = crate::cgroup::of_process(init_pid);
+            moved.and_then(|dir| clone::clone3(0, Some(dir.as_fd())))
+        }
+        other => other,
+    };
     let process = match cloned {
         Ok(Side::Child) => exec::run(child),
         Ok(Side::Parent(pid, pidfd)) => Ok(Process { pid, pidfd }),
@@ -87,22 +109,14 @@ pub fn begin(begin: Begin<'_>) -> Result<Birth> {
     let wait_for_parent = child.wait_for_parent;
     drop(child);
     let restored = aim.done();
-    let birth = Birth { plan, process: Some(process?), channel, console: None };
+    let listener = filter.and_then(|f| f.listener.clone());
+    let birth = Birth { plan, process: Some(process?), channel, console: None, listener, state, init_pid };
     restored.map_err(|errno| Error::sys("return to the runtime's pid namespace", errno))?;
     if wait_for_parent {
         let pid = birth.pid();
-        if into.is_none() {
-            cgroup.attach(pid)?;
-        }
-        if let Some(score) = birth.plan.oom_score_adj {
-            write_proc(pid, "oom_score_adj", &score.to_string())
-                .map_err(|err| err.context(format!("process.oomScoreAdj: set {score}")))?;
-        }
-        if limits_by_parent {
-            for (at, (resource, soft, hard)) in birth.plan.rlimits.iter().enumerate() {
-                sys::prlimit(pid, *resource, *soft, *hard)
-                    .map_err(|errno| Error::sys(format!("process.rlimits[{at}]: set limit {resource}"), errno))?;
-            }
+        for (at, (resource, soft, hard)) in birth.plan.rlimits.iter().enumerate() {
+            sys::prlimit(pid, *resource, *soft, *hard)
+                .map_err(|errno| Error::sys(format!("process.rlimits[{at}]: set limit {resource}"), errno))?;
         }
         birth.channel.go()?;
     }
@@ -124,7 +138,20 @@ impl Birth {
         loop {
             match self.channel.receive()? {
                 Message::Later => return Ok(None),
+                Message::Record(Record::Born, Some(pidfd)) => {
+                    let first = self.process.take();
+                    self.process = adopted(pidfd)?;
+                    first.map_or(Ok(()), |first| first.wait().map(drop))?;
+                }
                 Message::Record(Record::Console, Some(master)) => self.console = Some(master),
+                Message::Record(Record::Listener(number), _) => {
+                    if let (Some(listener), Some(process)) = (&self.listener, &self.process) {
+                        self.state.insert("pid".into(), self.init_pid.into());
+                        self.state.insert("status".into(), "running".into());
+                        listener::hand_over(process.pidfd.as_fd(), number, listener, process.pid, &self.state)?;
+                    }
+                    self.channel.go()?;
+                }
                 Message::Record(Record::Failed(failure), _) => {
                     return Err(describe::process("process", &self.plan, &failure));
                 }

@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 use std::ffi::CStr;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::Instant;
 
 use nix::errno::Errno;
@@ -11,7 +11,9 @@ use nix::sys::stat::Mode;
 use oci_spec::runtime::{Hook, LinuxNamespaceType as Kind};
 
 use super::seccomp::Filter;
-use super::{Aim, Channel, Message, Process, describe, write_proc};
+use super::{
+    Aim, Channel, Message, Process, adopted, describe, idmap, listener, net_devices, set_oom_score, write_proc,
+};
 use crate::cgroup::Cgroup;
 use crate::child::init::{self, Init};
 use crate::child::report::Record;
@@ -19,9 +21,11 @@ use crate::child::rootfs::open_source;
 use crate::hooks::{self, Running};
 use crate::plan::Plan;
 use crate::plan::rootfs::MountKind;
+use crate::plan::seccomp::Listener;
 use crate::sys::clone::{self, Side};
 use crate::sys::mount::{MountAttr, setattr};
 use crate::sys::process as sys;
+use crate::trace::Trace;
 use crate::{Error, Result};
 
 /// What a birth needs beside the plan.
@@ -31,7 +35,7 @@ pub struct Begin<'a> {
     pub plan: Plan,
     /// The compiled seccomp filter.
     pub filter: Option<&'a Filter>,
-    /// The container's cgroup, with its limits in place.
+    /// The container's cgroup, without its limits yet.
     pub cgroup: &'a Cgroup,
     /// Standard streams; None keeps the caller's.
     pub stdio: Option<[OwnedFd; 3]>,
@@ -41,6 +45,8 @@ pub struct Begin<'a> {
     pub gate: Option<(OwnedFd, OwnedFd)>,
     /// The state for hooks, without pid and status.
     pub state: serde_json::Map<String, serde_json::Value>,
+    /// Where the steps are marked.
+    pub trace: Option<Trace>,
 }
 
 /// An init between its clone and its gate. Dropped before that, it is killed.
@@ -53,6 +59,9 @@ pub struct Birth {
     waiting: VecDeque<(&'static str, usize, Hook)>,
     running: Option<Running>,
     state: serde_json::Map<String, serde_json::Value>,
+    listener: Option<Listener>,
+    /// The network namespace that the container joins.
+    joined_net: Option<OwnedFd>,
 }
 
 /// An init at its gate.
@@ -70,7 +79,7 @@ pub struct Born {
 
 /// Clones the init and lets it begin.
 pub fn begin(begin: Begin<'_>) -> Result<Birth> {
-    let Begin { plan, filter, cgroup, stdio, preserve_fds, gate, state } = begin;
+    let Begin { plan, filter, cgroup, stdio, preserve_fds, gate, state, trace } = begin;
     let ns = &plan.namespaces;
     let mut aim = Aim::default();
     let mut joins = Vec::new();
@@ -89,53 +98,80 @@ pub fn begin(begin: Begin<'_>) -> Result<Birth> {
         flags &= !clone::CLONE_NEWTIME;
         aim.at_new_time_namespace(offsets).map_err(|errno| Error::sys("linux.timeOffsets: set", errno))?;
     }
+    let user = ns.makes(Kind::User);
     let late_user = ns.makes(Kind::User) && !joins.is_empty();
     let second_clone = late_user.then_some(flags & !(Kind::User as u64));
     let first_flags = if late_user { 0 } else { flags };
     let (channel, child_end) = Channel::pair()?;
-    let init = Init {
+    let joined_user = joins.iter().find(|(kind, ..)| *kind == Kind::User as u64).map(|(.., fd)| fd);
+    let sources = sources(&plan, joined_user)?;
+    let joined_net = joins.iter().find(|(kind, ..)| *kind == Kind::Network as u64).map(|(.., fd)| fd.try_clone());
+    let joined_net = joined_net.transpose().map_err(|e| Error::io("hold the network namespace", &e))?;
+    let mut init = Init {
         filter: filter.map(|f| (f.program(), f.flags)),
         joins,
         second_clone,
-        sources: sources(&plan)?,
+        sources,
+        doors: cgroup.doors(true)?,
+        wait_for_parent: user || !plan.net_devices.is_empty(),
         cgroups: cgroup.paths().clone(),
         stdio,
         preserve_fds,
         report: child_end,
         gate,
         state: state.clone(),
+        trace,
         plan: &plan,
     };
-    sys::set_dumpable(false).map_err(|errno| Error::sys("make the runtime undumpable", errno))?;
+    // The files in /proc of an undumpable process belong to root: an ordinary user could not write the id maps. Its
+    // child becomes undumpable when they are written.
+    if nix::unistd::geteuid().is_root() {
+        sys::set_dumpable(false).map_err(|errno| Error::sys("make the runtime undumpable", errno))?;
+    }
     let into = cgroup.clone_fd();
     let side = match clone::clone3(first_flags, into) {
-        // The cgroup cannot take a process by birth (a threaded one, an older kernel): it is moved there below.
+        // The cgroup cannot take a process by birth (a threaded one, an older kernel): it walks in.
         Err(Errno::EBUSY | Errno::EOPNOTSUPP | Errno::E2BIG) if into.is_some() => {
-            clone::clone3(first_flags, None).map(|side| (side, false))
+            init.doors = cgroup.doors(false)?;
+            clone::clone3(first_flags, None)
         }
-        other => other.map(|side| (side, into.is_some())),
+        Err(Errno::EACCES) if into.is_some() && plan.rootless => clone::clone3(first_flags, None),
+        other => other,
     };
-    let (side, in_cgroup) = side.map_err(|errno| Error::sys("clone the init process", errno))?;
+    let side = side.map_err(|errno| Error::sys("clone the init process", errno))?;
     let process = match side {
         Side::Child => init::run(init),
         Side::Parent(pid, pidfd) => Process { pid, pidfd },
     };
+    let wait_for_parent = init.wait_for_parent;
     drop(init);
-    let birth =
-        Birth { plan, process: Some(process), channel, console: None, waiting: VecDeque::new(), running: None, state };
+    let birth = Birth {
+        plan,
+        process: Some(process),
+        channel,
+        console: None,
+        waiting: VecDeque::new(),
+        running: None,
+        state,
+        listener: filter.and_then(|f| f.listener.clone()),
+        joined_net,
+    };
     aim.done().map_err(|errno| Error::sys("return to the runtime's namespaces", errno))?;
     let pid = birth.pid();
-    if let Some(score) = birth.plan.process.oom_score_adj {
-        write_proc(pid, "oom_score_adj", &score.to_string())
-            .map_err(|err| err.context(format!("process.oomScoreAdj: set {score}")))?;
-    }
-    if !in_cgroup {
-        cgroup.attach(pid)?;
+    if let Some(score) = birth.plan.process.oom_score_adj.filter(|_| user) {
+        set_oom_score(pid, score, birth.plan.rootless)?;
     }
     if !late_user && birth.plan.namespaces.makes(Kind::User) {
         birth.write_maps()?;
     }
-    birth.channel.go()?;
+    if !late_user {
+        birth.move_net_devices()?;
+    }
+    if wait_for_parent {
+        birth.channel.go()?;
+    }
+    // While the child mounts; it does nothing of the container's before the parent has seen its reports.
+    cgroup.apply(&birth.plan.cgroup)?;
     Ok(birth)
 }
 
@@ -143,26 +179,50 @@ fn open_namespace(path: &CStr) -> nix::Result<OwnedFd> {
     nix::fcntl::open(path, OFlag::O_RDONLY | OFlag::O_CLOEXEC | OFlag::O_NONBLOCK, Mode::empty())
 }
 
-/// In a user namespace the child may not reach what root reaches: its bind sources are opened here.
-fn sources(plan: &Plan) -> Result<Vec<Option<OwnedFd>>> {
-    if !plan.namespaces.has(Kind::User) {
+/// In a user namespace the child may not reach what root reaches, and may not map ids: such sources are opened here.
+fn sources(plan: &Plan, joined_user: Option<&OwnedFd>) -> Result<Vec<Option<OwnedFd>>> {
+    let all = plan.namespaces.has(Kind::User) && nix::unistd::geteuid().is_root();
+    if !all && plan.rootfs.mounts.iter().all(|mount| mount.idmap.is_none()) {
         return Ok(Vec::new());
     }
     let slave = MountAttr { propagation: libc::MS_SLAVE, ..MountAttr::default() };
-    let open = |(at, mount): (usize, &crate::plan::rootfs::MountPlan)| match &mount.kind {
-        MountKind::Bind { source, recursive } => {
-            let fd = open_source(source, *recursive).and_then(|fd| {
-                if plan.rootfs.host_propagation.0 == libc::MS_SLAVE {
-                    setattr(fd.as_fd(), true, &slave)?;
-                }
-                Ok(fd)
-            });
-            let what = || format!("mounts[{at}].source: open {source:?}");
-            fd.map(Some).map_err(|errno| Error::sys(what(), errno))
+    let mut namespaces: Vec<(&(String, String), OwnedFd)> = Vec::new();
+    let mut out = Vec::new();
+    for (at, mount) in plan.rootfs.mounts.iter().enumerate() {
+        let MountKind::Bind { source, recursive } = &mount.kind else {
+            out.push(None);
+            continue;
+        };
+        if !all && mount.idmap.is_none() {
+            out.push(None);
+            continue;
         }
-        _ => Ok(None),
-    };
-    plan.rootfs.mounts.iter().enumerate().map(open).collect()
+        let fd = open_source(source, *recursive).and_then(|fd| {
+            if plan.rootfs.host_propagation.0 == libc::MS_SLAVE {
+                setattr(fd.as_fd(), true, &slave)?;
+            }
+            Ok(fd)
+        });
+        let fd = fd.map_err(|errno| Error::sys(format!("mounts[{at}].source: open {source:?}"), errno))?;
+        if let Some(map) = &mount.idmap {
+            let namespace = match &map.maps {
+                None => joined_user,
+                Some(maps) => {
+                    if !namespaces.iter().any(|(known, _)| *known == maps) {
+                        let made = idmap::user_namespace(&maps.0, &maps.1);
+                        namespaces.push((maps, made.map_err(|err| err.context(format!("mounts[{at}]")))?));
+                    }
+                    namespaces.iter().find(|(known, _)| *known == maps).map(|(_, fd)| fd)
+                }
+            };
+            let applied = namespace.map_or(Err(Errno::EINVAL), |ns| idmap::apply(&fd, ns, map.recursive));
+            applied.map_err(|errno| {
+                Error::sys(format!("mounts[{at}]: idmapped mount of {source:?}{}", idmap::hint(errno)), errno)
+            })?;
+        }
+        out.push(Some(fd));
+    }
+    Ok(out)
 }
 
 impl Birth {
@@ -211,6 +271,15 @@ impl Birth {
                     }
                     self.next_hook()?;
                 }
+                Message::Record(Record::Listener(number), _) => {
+                    let Some(listener) = &self.listener else { return Err(self.lost()) };
+                    let mut state = self.state.clone();
+                    state.insert("pid".into(), self.pid().into());
+                    state.insert("status".into(), "creating".into());
+                    let pidfd = self.process().pidfd.as_fd();
+                    listener::hand_over(pidfd, number, listener, self.pid(), &state)?;
+                    self.channel.go()?;
+                }
                 Message::Record(Record::Console, Some(master)) => self.console = Some(master),
                 Message::Record(Record::Ready, _) => return self.ready().map(Some),
                 Message::Record(Record::Failed(failure), _) => return Err(describe::init(&self.plan, &failure)),
@@ -233,18 +302,36 @@ impl Birth {
 
     fn write_maps(&self) -> Result<()> {
         let ns = &self.plan.namespaces;
+        if !nix::unistd::geteuid().is_root() {
+            return super::id_maps::write(self.pid(), &ns.uid_map, &ns.gid_map);
+        }
         write_proc(self.pid(), "uid_map", &ns.uid_map).map_err(|err| err.context("linux.uidMappings"))?;
         write_proc(self.pid(), "gid_map", &ns.gid_map).map_err(|err| err.context("linux.gidMappings"))
     }
 
     /// The child has cloned the real init, to this same parent, and exits.
     fn adopt(&mut self, pidfd: OwnedFd) -> Result<()> {
-        let path = format!("/proc/self/fdinfo/{}", pidfd.as_raw_fd());
-        let info = std::fs::read_to_string(&path).map_err(|e| Error::io(format!("read {path:?}"), &e))?;
-        let pid = info.lines().find_map(|line| line.strip_prefix("Pid:")?.trim().parse().ok());
-        let pid = pid.filter(|pid| *pid > 0).ok_or_else(|| self.lost())?;
-        let first = self.process.replace(Process { pid, pidfd });
-        first.map_or(Ok(()), |first| first.wait().map(drop))
+        let real = adopted(pidfd)?.ok_or_else(|| self.lost())?;
+        let first = self.process.replace(real);
+        first.map_or(Ok(()), |first| first.wait().map(drop))?;
+        self.move_net_devices()
+    }
+
+    fn move_net_devices(&self) -> Result<()> {
+        if self.plan.net_devices.is_empty() {
+            return Ok(());
+        }
+        let opened;
+        let namespace = match &self.joined_net {
+            Some(fd) => fd,
+            None => {
+                let path = format!("/proc/{}/ns/net", self.pid());
+                opened = nix::fcntl::open(path.as_str(), OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty())
+                    .map_err(|errno| Error::sys("linux.netDevices: open the network namespace", errno))?;
+                &opened
+            }
+        };
+        net_devices::move_all(&self.plan.net_devices, namespace.as_fd())
     }
 
     fn ready(&mut self) -> Result<Born> {

@@ -1,8 +1,14 @@
 //! The parent side of a birth: clone, handshake, id maps. Does not live here: what the child does (child).
 
+pub mod chore;
 pub mod describe;
 pub mod exec;
+mod id_maps;
+pub mod idmap;
 pub mod init;
+pub mod listener;
+pub mod net_devices;
+pub mod pod;
 pub mod seccomp;
 
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
@@ -265,6 +271,22 @@ impl Aim {
 fn own_namespace(path: &std::ffi::CStr) -> nix::Result<OwnedFd> {
     let flags = nix::fcntl::OFlag::O_RDONLY | nix::fcntl::OFlag::O_CLOEXEC;
     nix::fcntl::open(path, flags, nix::sys::stat::Mode::empty())
+}
+
+/// The process behind a pidfd that a child sent: one that it has cloned to this same parent.
+fn adopted(pidfd: OwnedFd) -> Result<Option<Process>> {
+    let path = format!("/proc/self/fdinfo/{}", pidfd.as_raw_fd());
+    let info = std::fs::read_to_string(&path).map_err(|e| Error::io(format!("read {path:?}"), &e))?;
+    let pid: Option<i32> = info.lines().find_map(|line| line.strip_prefix("Pid:")?.trim().parse().ok());
+    Ok(pid.filter(|pid| *pid > 0).map(|pid| Process { pid, pidfd }))
+}
+
+/// A lower score needs a right that `lenient` callers may lack; the process then keeps the caller's.
+fn set_oom_score(pid: i32, score: i32, lenient: bool) -> Result<()> {
+    match write_proc(pid, "oom_score_adj", &score.to_string()) {
+        Err(err) if lenient && matches!(err.errno(), Some(Errno::EACCES | Errno::EPERM)) => Ok(()),
+        other => other.map_err(|err| err.context(format!("process.oomScoreAdj: set {score}"))),
+    }
 }
 
 /// Writes `text` to a file of a process in /proc that this process has just made.

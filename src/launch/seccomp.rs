@@ -6,7 +6,7 @@ use libseccomp::{ScmpAction, ScmpArch, ScmpArgCompare, ScmpCompareOp, ScmpFilter
 use oci_spec::runtime::{Arch, LinuxSeccompAction as Action, LinuxSeccompArg, LinuxSeccompOperator as Op};
 use serde::{Deserialize, Serialize};
 
-use crate::plan::seccomp::Profile;
+use crate::plan::seccomp::{Listener, Profile};
 use crate::sys::process::SockFilter;
 use crate::{Error, Result};
 
@@ -15,6 +15,9 @@ use crate::{Error, Result};
 pub struct Filter {
     /// Flags for seccomp(2).
     pub flags: u32,
+    /// Who is asked about calls.
+    #[serde(default)]
+    pub listener: Option<Listener>,
     /// Instructions as the kernel's struct sock_filter: code, jt, jf, k.
     instructions: Vec<(u16, u8, u8, u32)>,
 }
@@ -57,7 +60,77 @@ pub fn compile(profile: &Profile) -> Result<Filter> {
     }
     let file = memfd()?;
     context.export_bpf(&file).map_err(bad("linux.seccomp".into()))?;
-    read(file, profile.flags)
+    let mut filter = read(file, profile.flags)?;
+    filter.listener = profile.listener.clone();
+    let mut instructions = unknown_calls(profile);
+    instructions.append(&mut filter.instructions);
+    filter.instructions = instructions;
+    Ok(filter)
+}
+
+/// Classic BPF of linux/filter.h.
+const LOAD: u16 = 0x20;
+const JUMP: u16 = 0x05;
+const JUMP_EQUAL: u16 = 0x15;
+const JUMP_GREATER: u16 = 0x25;
+const JUMP_SET: u16 = 0x45;
+const RETURN: u16 = 0x06;
+const RETURN_ENOSYS: u32 = 0x0005_0000 | libc::ENOSYS as u32;
+const X32_BIT: u32 = 0x4000_0000;
+
+/// A head for the program: calls that are younger than every call the profile knows fail with ENOSYS, as on a kernel of
+/// the profile's time, so that a C library falls back to an older one. Only where the default is to deny.
+fn unknown_calls(profile: &Profile) -> Vec<(u16, u8, u8, u32)> {
+    let permissive = matches!(profile.default_action, Action::ScmpActAllow | Action::ScmpActLog | Action::ScmpActTrace);
+    if permissive || profile.default_errno == Some(libc::ENOSYS as u32) {
+        return Vec::new();
+    }
+    let mut arches = vec![ScmpArch::native()];
+    arches
+        .extend(profile.architectures.iter().map(|arch| architecture(*arch)).filter(|arch| *arch != ScmpArch::Native));
+    arches.dedup();
+    let mut blocks = Vec::new();
+    for arch in arches {
+        let Some(token) = audit_arch(arch) else { continue };
+        let names = profile.syscalls.iter().flat_map(|rule| rule.names());
+        let numbers = names.filter_map(|name| ScmpSyscall::from_name_by_arch(name, arch).ok());
+        let Some(last) = numbers.map(ScmpSyscall::as_raw_syscall).filter(|n| *n >= 0).max() else { continue };
+        let mut block = vec![(JUMP_EQUAL, 0, 0, token), (LOAD, 0, 0, 0)];
+        if arch == ScmpArch::X8664 {
+            // The other ABI of this token has numbers of its own: left to the filter.
+            block.push((JUMP_SET, 2, 0, X32_BIT));
+        }
+        block.extend([(JUMP_GREATER, 0, 1, last as u32), (RETURN, 0, 0, RETURN_ENOSYS), (JUMP, 0, 0, 0)]);
+        block[0].2 = (block.len() - 1) as u8;
+        blocks.push(block);
+    }
+    if blocks.is_empty() {
+        return Vec::new();
+    }
+    let mut out = vec![(LOAD, 0, 0, 4)];
+    out.extend(blocks.into_iter().flatten());
+    let end = out.len();
+    for (at, instruction) in out.iter_mut().enumerate().filter(|(_, i)| i.0 == JUMP) {
+        instruction.3 = (end - at - 1) as u32;
+    }
+    out
+}
+
+/// AUDIT_ARCH_* of linux/audit.h.
+fn audit_arch(arch: ScmpArch) -> Option<u32> {
+    Some(match arch {
+        ScmpArch::X8664 => 0xc000_003e,
+        ScmpArch::X86 => 0x4000_0003,
+        ScmpArch::Aarch64 => 0xc000_00b7,
+        ScmpArch::Arm => 0x4000_0028,
+        ScmpArch::Riscv64 => 0xc000_00f3,
+        ScmpArch::S390X => 0x8000_0016,
+        ScmpArch::S390 => 0x16,
+        ScmpArch::Ppc64Le => 0xc000_0015,
+        ScmpArch::Ppc64 => 0x8000_0015,
+        ScmpArch::Loongarch64 => 0xc000_0102,
+        _ => return None,
+    })
 }
 
 fn memfd() -> Result<std::fs::File> {
@@ -73,7 +146,7 @@ fn read(mut file: std::fs::File, flags: u32) -> Result<Filter> {
         .chunks_exact(8)
         .map(|i| (u16::from_ne_bytes([i[0], i[1]]), i[2], i[3], u32::from_ne_bytes([i[4], i[5], i[6], i[7]])))
         .collect();
-    Ok(Filter { flags, instructions })
+    Ok(Filter { flags, listener: None, instructions })
 }
 
 fn one_rule(args: &[LinuxSeccompArg]) -> Option<Vec<ScmpArgCompare>> {
@@ -160,6 +233,48 @@ mod tests {
         .unwrap();
         let returns: Vec<u32> = filter.program().iter().filter(|i| i.code == 6).map(|i| i.k).collect();
         assert!(returns.contains(&0x7fff_0000) && returns.contains(&(0x0005_0000 | 13)), "{returns:x?}");
+    }
+
+    /// What a program answers to call `number` of `arch`.
+    fn answer(filter: &Filter, arch: u32, number: u32) -> u32 {
+        let program = filter.program();
+        let (mut at, mut a) = (0usize, 0u32);
+        loop {
+            let i = program[at];
+            at += 1;
+            let jump = |taken: bool| usize::from(if taken { i.jt } else { i.jf });
+            match i.code {
+                LOAD if i.k == 4 => a = arch,
+                LOAD if i.k == 0 => a = number,
+                JUMP => at += i.k as usize,
+                JUMP_EQUAL => at += jump(a == i.k),
+                JUMP_GREATER => at += jump(a > i.k),
+                0x35 => at += jump(a >= i.k),
+                JUMP_SET => at += jump(a & i.k != 0),
+                RETURN => return i.k,
+                code => panic!("operation {code:#x}"),
+            }
+        }
+    }
+
+    #[test]
+    #[cfg(target_arch = "x86_64")]
+    fn calls_younger_than_the_profile_do_not_exist() {
+        const X86_64: u32 = 0xc000_003e;
+        let filter = compiled(
+            r#"{"defaultAction":"SCMP_ACT_ERRNO","architectures":["SCMP_ARCH_X86_64","SCMP_ARCH_X86"],
+                "syscalls":[{"names":["read","statx"],"action":"SCMP_ACT_ALLOW"}]}"#,
+        )
+        .unwrap();
+        assert_eq!(answer(&filter, X86_64, 0), 0x7fff_0000);
+        assert_eq!(answer(&filter, X86_64, 1), 0x0005_0001, "write is older and not allowed");
+        assert_eq!(answer(&filter, X86_64, 332), 0x7fff_0000);
+        assert_eq!(answer(&filter, X86_64, 435), RETURN_ENOSYS);
+        assert_eq!(answer(&filter, 0x4000_0003, 383), 0x7fff_0000, "statx of i386");
+        assert_eq!(answer(&filter, 0x4000_0003, 435), RETURN_ENOSYS);
+        assert_ne!(answer(&filter, X86_64, X32_BIT | 435), RETURN_ENOSYS);
+        let open = compiled(r#"{"defaultAction":"SCMP_ACT_ALLOW"}"#).unwrap();
+        assert_eq!(answer(&open, X86_64, 435), 0x7fff_0000);
     }
 
     #[test]

@@ -42,6 +42,12 @@ pub fn number(name: &str) -> Option<u8> {
     caps::Capability::from_str(&full).ok().map(|cap| cap.index())
 }
 
+/// The name of a capability, `CAP_` included.
+pub fn name(number: u8) -> String {
+    let known = caps::all().into_iter().find(|cap| cap.index() == number);
+    known.map_or_else(|| format!("CAP_{number}"), |cap| cap.to_string())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -18,6 +18,10 @@ pub struct CgroupPlan {
     pub devices: Option<Vec<Rule>>,
     /// Refuse a memory limit below the usage (v2): limit, and memory plus swap.
     pub check_memory: Option<i64>,
+    /// Hierarchies that the caller has no right to are left out.
+    pub rootless: bool,
+    /// The same for memory and swap together.
+    pub check_swap: Option<i64>,
 }
 
 /// A cgroup directory to be.
@@ -200,6 +204,7 @@ fn memory(w: &mut Writes, resources: &LinuxResources, out: &mut CgroupPlan) -> R
             w.push("", "memory.max", max(limit), &format!("{FIELD}.limit"));
             if memory.check_before_update() == Some(true) {
                 out.check_memory = Some(limit);
+                out.check_swap = swap.filter(|swap| *swap > 0);
             }
         }
         if let Some(reservation) = memory.reservation().filter(|r| *r != 0) {

@@ -55,9 +55,13 @@ fn version(version: &str) -> Result<()> {
 pub fn against_namespaces(spec: &Spec, namespaces: &Namespaces) -> Result<()> {
     let linux = spec.linux().as_ref();
     if !namespaces.has(Kind::Mount) {
-        return Err(
-            Error::invalid("linux.namespaces", "a mount namespace is needed").with_kind(crate::Kind::Unsupported)
-        );
+        let lists =
+            linux.map(|l| [("linux.maskedPaths", l.masked_paths()), ("linux.readonlyPaths", l.readonly_paths())]);
+        for (field, list) in lists.into_iter().flatten() {
+            if list.as_ref().is_some_and(|list| !list.is_empty()) {
+                return Err(Error::invalid(field, "unable to restrict sys entries without a private MNT namespace"));
+            }
+        }
     }
     for (field, set) in [("hostname", spec.hostname().as_ref()), ("domainname", spec.domainname().as_ref())] {
         if set.is_some_and(|name| !name.is_empty()) && !namespaces.has(Kind::Uts) {
@@ -65,9 +69,6 @@ pub fn against_namespaces(spec: &Spec, namespaces: &Namespaces) -> Result<()> {
         }
     }
     if let Some(linux) = linux {
-        if linux.net_devices().as_ref().is_some_and(|d| !d.is_empty()) {
-            return Err(unsupported("linux.netDevices"));
-        }
         if linux.intel_rdt().is_some() {
             return Err(unsupported("linux.intelRdt"));
         }

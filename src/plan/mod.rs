@@ -3,8 +3,10 @@
 pub mod capabilities;
 pub mod cgroup;
 mod checks;
+pub mod explain;
 pub mod mount_options;
 pub mod namespaces;
+pub mod net_devices;
 pub mod process;
 pub mod rootfs;
 pub mod seccomp;
@@ -17,6 +19,7 @@ use oci_spec::runtime::{Hooks, Spec};
 
 use crate::host::Cgroups;
 use crate::{Error, Result};
+use cgroup::CgroupPlan;
 
 /// What the caller of create asks beside the spec.
 #[derive(Clone, Debug)]
@@ -33,6 +36,8 @@ pub struct Request<'a> {
     pub no_pivot: bool,
     /// Keep the caller's session keyring.
     pub no_new_keyring: bool,
+    /// The caller may lack the right to make cgroups, and to raise priorities.
+    pub rootless: bool,
 }
 
 /// Everything that a create will do, in words of the kernel.
@@ -45,7 +50,9 @@ pub struct Plan {
     /// The init process.
     pub process: process::Process,
     /// cgroup directories and limits.
-    pub cgroup: cgroup::CgroupPlan,
+    pub cgroup: CgroupPlan,
+    /// Network devices to move in.
+    pub net_devices: Vec<net_devices::NetDevice>,
     /// Seccomp profile, checked.
     pub seccomp: Option<seccomp::Profile>,
     /// Paths below /proc/sys, and values.
@@ -58,6 +65,8 @@ pub struct Plan {
     pub keyring: Option<CString>,
     /// Hooks of all kinds.
     pub hooks: Hooks,
+    /// What only a real root may do is not insisted on.
+    pub rootless: bool,
 }
 
 /// Plans a create. Every error names the field of `config.json`.
@@ -67,11 +76,21 @@ pub fn build(request: &Request<'_>, spec: &Spec, host: &Cgroups) -> Result<Plan>
     checks::against_namespaces(spec, &namespaces)?;
     let process = spec.process().as_ref().ok_or_else(|| Error::invalid("process", "must not be empty"))?;
     let rootfs = rootfs::plan(request, spec, &namespaces, host)?;
+    let mut process = process::plan("process", process, request.terminal)?;
+    if let Some(linux) = spec.linux() {
+        process.personality = process::personality(linux)?;
+        process.memory_policy = process::memory_policy(linux)?;
+    }
     let keyring = if request.no_new_keyring { None } else { Some(cstring("id", format!("_ses.{}", request.id))?) };
     Ok(Plan {
         rootfs,
-        process: process::plan("process", process, request.terminal)?,
-        cgroup: cgroup::plan(request.id, spec, host, request.systemd_cgroup)?,
+        process,
+        cgroup: CgroupPlan {
+            rootless: request.rootless,
+            ..cgroup::plan(request.id, spec, host, request.systemd_cgroup)?
+        },
+        rootless: request.rootless,
+        net_devices: net_devices::plan(spec, &namespaces)?,
         seccomp: seccomp::plan(spec)?,
         sysctls: sysctl::plan(spec, &namespaces)?,
         hostname: spec.hostname().as_ref().map(|name| cstring("hostname", name.as_str())).transpose()?,

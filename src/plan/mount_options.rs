@@ -149,7 +149,7 @@ fn apply(what: Meaning, set: &mut u64, clear: &mut u64, superblock: &mut Vec<&'s
 }
 
 /// Every option string that this module knows, as `features` and `-info` list them.
-pub const KNOWN: [&str; 61] = [
+pub const KNOWN: [&str; 62] = [
     "async",
     "atime",
     "bind",
@@ -158,6 +158,7 @@ pub const KNOWN: [&str; 61] = [
     "diratime",
     "dirsync",
     "exec",
+    "idmap",
     "iversion",
     "lazytime",
     "loud",
@@ -181,6 +182,7 @@ pub const KNOWN: [&str; 61] = [
     "relatime",
     "remount",
     "rexec",
+    "ridmap",
     "rnoatime",
     "rnodev",
     "rnodiratime",
@@ -210,7 +212,6 @@ pub const KNOWN: [&str; 61] = [
     "sync",
     "tmpcopyup",
     "unbindable",
-    "idmap",
 ];
 
 #[cfg(test)]

@@ -113,7 +113,8 @@ pub fn plan(spec: &Spec) -> Result<Namespaces> {
     Ok(out)
 }
 
-fn map(field: &str, mappings: &[LinuxIdMapping]) -> Result<String> {
+/// Lines of a uid_map or gid_map.
+pub fn map(field: &str, mappings: &[LinuxIdMapping]) -> Result<String> {
     if mappings.is_empty() {
         return Err(Error::invalid(
             field,

@@ -4,11 +4,13 @@ use std::ffi::CString;
 use std::os::unix::ffi::OsStrExt;
 
 use oci_spec::runtime::{
-    IOPriorityClass, LinuxSchedulerFlag, LinuxSchedulerPolicy, PosixRlimitType, Process as Spec, Scheduler,
+    IOPriorityClass, Linux, LinuxPersonalityDomain, LinuxSchedulerFlag, LinuxSchedulerPolicy, MemoryPolicyFlagType,
+    MemoryPolicyModeType, PosixRlimitType, Process as Spec, Scheduler,
 };
+use serde::{Deserialize, Serialize};
 
 use super::capabilities::{self, CapPlan};
-use super::{checks, cstring};
+use super::cstring;
 use crate::sys::process::{CStrings, SchedAttr};
 use crate::sys::tty::Size;
 use crate::{Error, Result};
@@ -54,6 +56,30 @@ pub struct Process {
     pub terminal: bool,
     /// The size of the pty.
     pub console_size: Option<Size>,
+    /// Processors of an exec process before and after it enters the container's cgroup.
+    pub affinity: Affinity,
+    /// The execution domain, from `linux.personality`.
+    pub personality: Option<u64>,
+    /// The NUMA policy, from `linux.memoryPolicy`.
+    pub memory_policy: Option<MemoryPolicy>,
+}
+
+/// `process.execCPUAffinity`: masks of processors, bit n for processor n.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Affinity {
+    /// Before the process enters the cgroup.
+    pub initial: Option<Vec<u64>>,
+    /// Afterwards; None lets it run wherever its cpuset allows.
+    pub last: Option<Vec<u64>>,
+}
+
+/// The arguments of set_mempolicy(2).
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MemoryPolicy {
+    /// MPOL_* and its flags.
+    pub mode: u32,
+    /// Bit n for node n.
+    pub nodes: Vec<u64>,
 }
 
 /// Plans a process; `field` is where it stands in its document.
@@ -77,9 +103,6 @@ pub fn plan(field: &str, spec: &Spec, terminal: bool) -> Result<Process> {
     let label = |name: &str, value: &Option<String>| -> Result<Option<CString>> {
         value.as_deref().filter(|v| !v.is_empty()).map(|v| cstring(format!("{field}.{name}"), v)).transpose()
     };
-    if spec.exec_cpu_affinity().is_some() {
-        return Err(checks::unsupported(&format!("{field}.execCPUAffinity")));
-    }
     let user = spec.user();
     for (name, id) in [("uid", user.uid()), ("gid", user.gid())] {
         if id == u32::MAX {
@@ -106,7 +129,79 @@ pub fn plan(field: &str, spec: &Spec, terminal: bool) -> Result<Process> {
         selinux: label("selinuxLabel", spec.selinux_label())?,
         terminal,
         console_size: if terminal { console_size(spec) } else { None },
+        affinity: affinity(field, spec)?,
+        personality: None,
+        memory_policy: None,
     })
+}
+
+fn affinity(field: &str, spec: &Spec) -> Result<Affinity> {
+    let Some(affinity) = spec.exec_cpu_affinity() else { return Ok(Affinity::default()) };
+    let mask = |name: &str, list: &Option<String>| {
+        let list = list.as_deref().filter(|list| !list.trim().is_empty());
+        list.map(|list| bits(&format!("{field}.execCPUAffinity.{name}"), list)).transpose()
+    };
+    Ok(Affinity { initial: mask("initial", affinity.initial())?, last: mask("final", affinity.cpu_affinity_final())? })
+}
+
+/// A list of numbers like `0-3,7` as bits; at most 8192 of them, which is more than Linux has of processors or nodes.
+fn bits(field: &str, list: &str) -> Result<Vec<u64>> {
+    let bad = || Error::invalid(field, format!("{list:?} is not a list of numbers like 0-3,7"));
+    let number = |text: &str| text.trim().parse::<usize>().ok().filter(|n| *n < 8192).ok_or_else(bad);
+    let mut out = Vec::new();
+    for range in list.split(',') {
+        let (first, last) = match range.split_once('-') {
+            Some((first, last)) => (number(first)?, number(last)?),
+            None => (number(range)?, number(range)?),
+        };
+        if first > last {
+            return Err(bad());
+        }
+        out.resize(out.len().max(last / 64 + 1), 0u64);
+        (first..=last).for_each(|n| out[n / 64] |= 1 << (n % 64));
+    }
+    Ok(out)
+}
+
+/// `linux.personality` as personality(2) takes it. Its flags have no meaning in the spec yet.
+pub fn personality(linux: &Linux) -> Result<Option<u64>> {
+    let Some(personality) = linux.personality() else { return Ok(None) };
+    if let Some(flag) = personality.flags().iter().flatten().next() {
+        return Err(Error::invalid("linux.personality.flags", format!("{flag:?} is not a flag")));
+    }
+    Ok(Some(match personality.domain() {
+        LinuxPersonalityDomain::PerLinux => 0,
+        LinuxPersonalityDomain::PerLinux32 => 8,
+    }))
+}
+
+/// `linux.memoryPolicy`; which nodes go with which mode is the kernel's to say.
+pub fn memory_policy(linux: &Linux) -> Result<Option<MemoryPolicy>> {
+    use MemoryPolicyModeType as M;
+    const FIELD: &str = "linux.memoryPolicy";
+    let Some(policy) = linux.memory_policy() else { return Ok(None) };
+    let mode = match policy.mode() {
+        M::MpolDefault => 0,
+        M::MpolPreferred => 1,
+        M::MpolBind => 2,
+        M::MpolInterleave => 3,
+        M::MpolLocal => 4,
+        M::MpolPreferredMany => 5,
+        M::MpolWeightedInterleave => 6,
+    };
+    let flags = policy.flags().iter().flatten().fold(0, |bits, flag| {
+        bits | match flag {
+            MemoryPolicyFlagType::MpolFNumaBalancing => 1 << 13,
+            MemoryPolicyFlagType::MpolFRelativeNodes => 1 << 14,
+            MemoryPolicyFlagType::MpolFStaticNodes => 1 << 15,
+        }
+    });
+    let nodes = policy.nodes().as_deref().filter(|nodes| !nodes.trim().is_empty());
+    let nodes = nodes.map(|nodes| bits(&format!("{FIELD}.nodes"), nodes)).transpose()?.unwrap_or_default();
+    if nodes.len() > 16 {
+        return Err(Error::invalid(format!("{FIELD}.nodes"), "a node above 1023"));
+    }
+    Ok(Some(MemoryPolicy { mode: mode | flags, nodes }))
 }
 
 type Environment = (CStrings, bool, Option<Vec<CString>>);
@@ -287,6 +382,15 @@ mod tests {
     }
 
     #[test]
+    fn lists_of_numbers_become_bits() {
+        assert_eq!(bits("f", "0-3,7").unwrap(), [0x8f]);
+        assert_eq!(bits("f", "64, 1").unwrap(), [2, 1]);
+        for bad in ["", "x", "1-", "-1", "2-1", "9999", "1,,2"] {
+            assert!(bits("f", bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
     fn errors_name_the_field() {
         let base = r#""user":{"uid":0,"gid":0}"#;
         for (process, want) in [
@@ -302,6 +406,10 @@ mod tests {
                 "process.rlimits[1].type: duplicated RLIMIT_CORE",
             ),
             (format!(r#"{{"args":["a"],"cwd":"/",{base},"oomScoreAdj":1001}}"#), "process.oomScoreAdj: 1001"),
+            (
+                format!(r#"{{"args":["a"],"cwd":"/",{base},"execCPUAffinity":{{"final":"3-1"}}}}"#),
+                "process.execCPUAffinity.final: \"3-1\"",
+            ),
         ] {
             let err = planned(&process).unwrap_err().to_string();
             assert!(err.starts_with(want), "{process}: {err}");

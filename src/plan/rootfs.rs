@@ -7,7 +7,7 @@ use std::path::Path;
 use oci_spec::runtime::{LinuxDeviceType, LinuxNamespaceType as Kind, Mount, Spec};
 
 use super::mount_options::{self, Options};
-use super::namespaces::Namespaces;
+use super::namespaces::{self, Namespaces};
 use super::{Request, checks, cstring, inside};
 use crate::host::Cgroups;
 use crate::sys::mount::attr;
@@ -18,6 +18,8 @@ use crate::{Error, Result};
 pub struct Rootfs {
     /// Absolute path on the host.
     pub path: CString,
+    /// The container has a mount namespace that is not the caller's.
+    pub mount_namespace: bool,
     /// The root mount becomes read-only at the end.
     pub readonly: bool,
     /// MS_MOVE and chroot instead of pivot_root.
@@ -51,6 +53,17 @@ pub struct MountPlan {
     pub options: Options,
     /// It becomes read-only only when everything in it has been made.
     pub late_readonly: bool,
+    /// Its ids are mapped.
+    pub idmap: Option<IdMap>,
+}
+
+/// How the ids of a mount are mapped.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct IdMap {
+    /// And those of everything below it.
+    pub recursive: bool,
+    /// Lines of uid_map and gid_map; None: the user namespace that the container joins.
+    pub maps: Option<(String, String)>,
 }
 
 /// What is mounted.
@@ -162,6 +175,7 @@ pub fn plan(request: &Request<'_>, spec: &Spec, namespaces: &Namespaces, host: &
     };
     Ok(Rootfs {
         path: cstring("root.path", request.bundle.join(root.path()).as_os_str().as_bytes())?,
+        mount_namespace: namespaces.has(Kind::Mount),
         readonly: root.readonly().unwrap_or(false),
         no_pivot: request.no_pivot,
         host_propagation: propagation.unwrap_or((libc::MS_SLAVE, true)),
@@ -184,12 +198,6 @@ fn plan_mount(field: &str, mount: &Mount, bundle: &Path, namespaces: &Namespaces
         return Err(Error::invalid(format!("{field}.destination"), "is the root of the container"));
     }
     let options = mount_options::parse(mount.options().as_deref().unwrap_or_default());
-    if options.idmap.is_some() || mount.uid_mappings().is_some() || mount.gid_mappings().is_some() {
-        return Err(checks::unsupported(&format!("{field}: idmapped mounts")));
-    }
-    if options.tmpcopyup {
-        return Err(checks::unsupported(&format!("{field}.options: tmpcopyup")));
-    }
     let source = mount.source().as_ref().map(|path| path.as_os_str().as_bytes()).unwrap_or_default();
     let fstype = mount.typ().as_deref().unwrap_or_default();
     let cleaned = super::clean(mount.destination());
@@ -224,14 +232,53 @@ fn plan_mount(field: &str, mount: &Mount, bundle: &Path, namespaces: &Namespaces
             format!("{:?} cannot be mounted because it is inside /proc", cleaned.display().to_string()),
         ));
     }
-    let _ = namespaces;
+    let idmap = id_map(field, mount, &options, namespaces)?;
+    if idmap.is_some() && !matches!(kind, MountKind::Bind { .. }) {
+        return Err(checks::unsupported(&format!("{field}: id-mapped mounts that are no bind mounts")));
+    }
+    if options.tmpcopyup && fstype != "tmpfs" {
+        return Err(Error::invalid(format!("{field}.options"), "tmpcopyup is for tmpfs alone"));
+    }
     let late_readonly = options.set & attr::RDONLY != 0
         && match &kind {
             MountKind::New { fstype, .. } => fstype.as_bytes() == b"tmpfs" || cleaned == Path::new("/dev"),
             MountKind::CgroupV1(_) => true,
             _ => false,
         };
-    Ok(MountPlan { destination, kind, options, late_readonly })
+    Ok(MountPlan { destination, kind, options, late_readonly, idmap })
+}
+
+/// Mappings of the mount's own, or those of the container with `idmap` alone.
+fn id_map(field: &str, mount: &Mount, options: &Options, namespaces: &Namespaces) -> Result<Option<IdMap>> {
+    let uid = mount.uid_mappings().as_deref().unwrap_or_default();
+    let gid = mount.gid_mappings().as_deref().unwrap_or_default();
+    if options.idmap.is_none() && uid.is_empty() && gid.is_empty() {
+        return Ok(None);
+    }
+    let recursive = options.idmap.unwrap_or(false);
+    let maps = if uid.is_empty() && gid.is_empty() {
+        if namespaces.makes(Kind::User) {
+            Some((namespaces.uid_map.clone(), namespaces.gid_map.clone()))
+        } else if namespaces.joined(Kind::User).is_some() {
+            None
+        } else {
+            return Err(Error::invalid(
+                format!("{field}.options"),
+                "idmap without mappings of its own needs a user namespace whose mappings it takes",
+            ));
+        }
+    } else {
+        for (name, missing) in [("uidMappings", uid.is_empty()), ("gidMappings", gid.is_empty())] {
+            if missing {
+                return Err(Error::invalid(format!("{field}.{name}"), "both uidMappings and gidMappings are needed"));
+            }
+        }
+        Some((
+            namespaces::map(&format!("{field}.uidMappings"), uid)?,
+            namespaces::map(&format!("{field}.gidMappings"), gid)?,
+        ))
+    };
+    Ok(Some(IdMap { recursive, maps }))
 }
 
 fn new_filesystem(field: &str, fstype: &str, source: &[u8], options: &Options) -> Result<MountKind> {
@@ -387,8 +434,10 @@ mod tests {
             systemd_cgroup: false,
             no_pivot: false,
             no_new_keyring: false,
+            rootless: false,
         };
-        plan(&request, &spec, &Namespaces::default(), &Cgroups::default())
+        let namespaces = Namespaces { new: Kind::Mount as u64, ..Namespaces::default() };
+        plan(&request, &spec, &namespaces, &Cgroups::default())
     }
 
     #[test]

@@ -17,7 +17,8 @@ pub struct Sysctl {
     pub value: CString,
 }
 
-const IPC: [&str; 8] = [
+/// Of the IPC namespace.
+pub const IPC: [&str; 8] = [
     "kernel/msgmax",
     "kernel/msgmnb",
     "kernel/msgmni",
@@ -46,7 +47,7 @@ pub fn plan(spec: &Spec, namespaces: &Namespaces) -> Result<Vec<Sysctl>> {
 }
 
 /// sysctl(8): the first separator of the key tells which of `.` and `/` separates; the other one is then literal.
-fn path(key: &str) -> String {
+pub fn path(key: &str) -> String {
     match key.find(['.', '/']) {
         Some(at) if key.as_bytes()[at] == b'.' => key
             .chars()

@@ -80,6 +80,12 @@ pub fn pidfd_kill(pidfd: BorrowedFd<'_>, signal: i32) -> nix::Result<()> {
     Errno::result(ret).map(drop)
 }
 
+/// pidfd_getfd(2): a duplicate of descriptor `number` of another process.
+pub fn pidfd_getfd(pidfd: BorrowedFd<'_>, number: i32) -> nix::Result<OwnedFd> {
+    // SAFETY: takes no pointer.
+    super::owned(unsafe { libc::syscall(libc::SYS_pidfd_getfd, pidfd.as_raw_fd(), number, 0) })
+}
+
 /// Flags of all namespaces but time, as clone3 takes them.
 pub const NAMESPACES: CloneFlags = CloneFlags::CLONE_NEWNS
     .union(CloneFlags::CLONE_NEWUTS)

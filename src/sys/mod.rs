@@ -5,6 +5,7 @@ pub mod bpf;
 pub mod clone;
 pub mod exe;
 pub mod mount;
+pub mod netlink;
 pub mod path;
 pub mod process;
 pub mod tty;

@@ -72,9 +72,23 @@ pub fn set_no_new_privs() -> nix::Result<()> {
     prctl(libc::PR_SET_NO_NEW_PRIVS, [1, 0, 0, 0]).map(drop)
 }
 
+/// PR_SET_PDEATHSIG: the signal that this process gets when its parent ends.
+pub fn set_parent_death_signal(signal: i32) -> nix::Result<()> {
+    prctl(libc::PR_SET_PDEATHSIG, [signal as libc::c_ulong, 0, 0, 0]).map(drop)
+}
+
 /// PR_SET_CHILD_SUBREAPER.
 pub fn set_child_subreaper(on: bool) -> nix::Result<()> {
     prctl(libc::PR_SET_CHILD_SUBREAPER, [on.into(), 0, 0, 0]).map(drop)
+}
+
+/// Gives memory that is free back to the kernel: malloc_trim(3).
+pub fn trim_heap() {
+    #[cfg(target_env = "gnu")]
+    // SAFETY: takes no pointer; the C library's own heap is consistent between calls.
+    unsafe {
+        libc::malloc_trim(0)
+    };
 }
 
 /// PR_SET_THP_DISABLE.
@@ -164,11 +178,33 @@ pub fn cloexec_from(first: u32) -> nix::Result<()> {
     Errno::result(unsafe { libc::syscall(libc::SYS_close_range, first, u32::MAX, libc::CLOSE_RANGE_CLOEXEC) }).map(drop)
 }
 
+/// Closes every descriptor from 3 on but `keep`. For a child that goes on by itself: nothing of this process that owns
+/// one may be used or dropped afterwards.
+pub fn close_others(keep: RawFd) -> nix::Result<()> {
+    let close = |first: u32, last: u32| {
+        if first > last {
+            return Ok(());
+        }
+        // SAFETY: takes no pointer; by the function's contract nobody uses what is closed.
+        Errno::result(unsafe { libc::syscall(libc::SYS_close_range, first, last, 0) }).map(drop)
+    };
+    let keep = keep as u32;
+    close(3, keep.saturating_sub(1))?;
+    close((keep + 1).max(3), u32::MAX)
+}
+
+/// dup2 of the number `from` onto `to`, without CLOEXEC. For a child that is about to execve.
+pub fn place_number(from: RawFd, to: RawFd) -> nix::Result<()> {
+    // SAFETY: takes no pointer; what `to` was is not used any more before execve.
+    Errno::result(unsafe { libc::dup2(from, to) }).map(drop)
+}
+
 /// Gives every signal its default action and an empty mask: Rust ignores SIGPIPE, and a mask survives execve.
 pub fn reset_signals() {
     // SAFETY: the kernel's sigaction struct is plain data; all zeroes is SIG_DFL with an empty mask and no flags.
     let action: libc::sigaction = unsafe { std::mem::zeroed() };
-    for signal in 1..=64 {
+    // Only what is ignored survives an execve (signal(7)): handlers need no reset.
+    for signal in ignored_signals() {
         // SAFETY: `action` outlives the call; numbers that cannot be set are refused without effect.
         unsafe { libc::sigaction(signal, &raw const action, std::ptr::null_mut()) };
     }
@@ -177,6 +213,21 @@ pub fn reset_signals() {
     unsafe {
         libc::syscall(libc::SYS_rt_sigprocmask, libc::SIG_SETMASK, &raw const none, std::ptr::null_mut::<u64>(), 8)
     };
+}
+
+/// The signals that this process ignores, by SigIgn of /proc/self/status; all of them when that cannot be read.
+fn ignored_signals() -> impl Iterator<Item = i32> {
+    let mask = || -> Option<u64> {
+        let flags = nix::fcntl::OFlag::O_RDONLY | nix::fcntl::OFlag::O_CLOEXEC;
+        let file = nix::fcntl::open(c"/proc/self/status", flags, nix::sys::stat::Mode::empty()).ok()?;
+        let mut buf = [0u8; 4096];
+        let n = nix::unistd::read(&file, &mut buf).ok()?;
+        let text = std::str::from_utf8(&buf[..n]).ok()?;
+        let line = text.lines().find_map(|line| line.strip_prefix("SigIgn:"))?;
+        u64::from_str_radix(line.trim(), 16).ok()
+    };
+    let mask = mask().unwrap_or(u64::MAX);
+    (1..=64).filter(move |signal| mask & (1 << (signal - 1)) != 0)
 }
 
 /// A NULL-terminated vector of C strings, as execve(2) wants.
@@ -323,13 +374,15 @@ pub fn set_scheduler(attr: &SchedAttr) -> nix::Result<()> {
     Errno::result(unsafe { libc::syscall(libc::SYS_sched_setattr, 0, &raw const attr, 0) }).map(drop)
 }
 
-/// Lets this process run on every processor that its cpuset allows.
-pub fn reset_affinity() -> nix::Result<()> {
-    let all = [u64::MAX; 128];
-    // SAFETY: pointer and length describe `all`.
-    let ret = unsafe { libc::syscall(libc::SYS_sched_setaffinity, 0, size_of_val(&all), all.as_ptr()) };
+/// Lets process `pid` (0 for this one) run on these processors, as far as its cpuset allows: sched_setaffinity(2).
+pub fn set_affinity(pid: i32, mask: &[u64]) -> nix::Result<()> {
+    // SAFETY: pointer and length describe `mask`.
+    let ret = unsafe { libc::syscall(libc::SYS_sched_setaffinity, pid, size_of_val(mask), mask.as_ptr()) };
     Errno::result(ret).map(drop)
 }
+
+/// Every processor that Linux may have.
+pub const ALL_PROCESSORS: [u64; 128] = [u64::MAX; 128];
 
 /// personality(2).
 pub fn set_personality(persona: u64) -> nix::Result<()> {
@@ -337,11 +390,12 @@ pub fn set_personality(persona: u64) -> nix::Result<()> {
     Errno::result(unsafe { libc::personality(persona as libc::c_ulong) }).map(drop)
 }
 
-/// set_mempolicy(2) with a mask of up to 1024 nodes.
-pub fn set_mempolicy(mode: u32, nodes: &[u64; 16]) -> nix::Result<()> {
-    let empty = nodes.iter().all(|word| *word == 0);
-    let mask = if empty { std::ptr::null() } else { nodes.as_ptr() };
-    // SAFETY: the mask is null or has 1024 bits; the kernel takes one bit less than maxnode.
-    let ret = unsafe { libc::syscall(libc::SYS_set_mempolicy, mode, mask, if empty { 0 } else { 1025 }) };
+/// set_mempolicy(2); bit n of `nodes` is node n.
+pub fn set_mempolicy(mode: u32, nodes: &[u64]) -> nix::Result<()> {
+    let mask = if nodes.is_empty() { std::ptr::null() } else { nodes.as_ptr() };
+    // The kernel takes one bit less than maxnode.
+    let maxnode = if nodes.is_empty() { 0 } else { nodes.len() * 64 + 1 };
+    // SAFETY: the mask is null or has as many bits as maxnode says, less one.
+    let ret = unsafe { libc::syscall(libc::SYS_set_mempolicy, mode, mask, maxnode) };
     Errno::result(ret).map(drop)
 }

@@ -1,7 +1,9 @@
 //! Tests of the command line. The same tests pass with RUNTIME_UNDER_TEST=runc, but for those that say why not.
 
+mod commands;
 mod errors;
 mod exec;
+mod fields;
 mod inside;
 mod lifecycle;
 mod traps;

@@ -123,3 +123,115 @@ fn our_own_program_cannot_be_written_to() {
     }
     case.end();
 }
+
+/// Without a mount on /dev, what the image has there is used; it must be what it seems.
+fn without_dev_mounts(spec: &mut serde_json::Value) {
+    spec["root"]["readonly"] = json!(false);
+    let mounts = spec["mounts"].as_array_mut().unwrap();
+    mounts.retain(|mount| !mount["destination"].as_str().unwrap().starts_with("/dev"));
+}
+
+#[test]
+fn an_images_dev_null_does_not_stand_behind_masked_paths() {
+    if !is_skiff() {
+        return;
+    }
+    for trap in ["symlink", "file", "directory"] {
+        let host = Host::new();
+        let case = Case::sh("cat /proc/keys /etc/secret | wc -c").with(|spec| {
+            without_dev_mounts(spec);
+            spec["linux"]["maskedPaths"] = json!(["/proc/keys", "/etc/secret"]);
+        });
+        let dev = case.bundle.rootfs().join("dev");
+        std::fs::write(case.bundle.rootfs().join("etc/secret"), "secret").unwrap();
+        match trap {
+            "symlink" => symlink(host.path().join("precious"), dev.join("null")).unwrap(),
+            "file" => std::fs::write(dev.join("null"), "not null").unwrap(),
+            _ => std::fs::create_dir(dev.join("null")).unwrap(),
+        }
+        let done = case.run();
+        // A default device that is something else is an error; if not, the masks are the host's null all the same.
+        assert!(done.code != 0 || done.out == "0\n", "{trap}: {done:?}");
+        host.untouched();
+        case.end();
+    }
+}
+
+#[test]
+fn a_console_that_is_a_symlink_changes_nothing_on_the_host() {
+    if !is_skiff() {
+        return;
+    }
+    for (name, inside) in [("console", "dev/console"), ("pts", "dev/pts")] {
+        let host = Host::new();
+        let case = Case::new(&["true"]).with(|spec| {
+            without_dev_mounts(spec);
+            spec["process"]["terminal"] = json!(true);
+            let devpts = json!({"destination": "/dev/pts", "type": "devpts", "source": "devpts",
+                "options": ["newinstance", "ptmxmode=0666", "mode=0620"]});
+            spec["mounts"].as_array_mut().unwrap().push(devpts);
+        });
+        symlink(host.path(), case.bundle.rootfs().join(inside)).unwrap();
+        let socket = case.bundle.path().join("console.sock");
+        let _listener = std::os::unix::net::UnixListener::bind(&socket).unwrap();
+        let done = case.detached(&["run", "-d", "--console-socket", socket.to_str().unwrap(), &case.id]);
+        case.cmd(&["delete", "--force", &case.id]);
+        assert!(name == "pts" || done.code != 0, "{done:?}");
+        host.untouched();
+        case.end();
+    }
+}
+
+#[test]
+fn a_destination_that_is_swapped_stays_inside() {
+    use std::sync::atomic::{AtomicBool, Ordering};
+    let host = Host::new();
+    let case = Case::new(&["true"]).with(|spec| {
+        spec["root"]["readonly"] = json!(false);
+        let mount = json!({"destination": "/swap/sub", "type": "tmpfs", "source": "tmpfs"});
+        spec["mounts"].as_array_mut().unwrap().push(mount);
+    });
+    let rootfs = case.bundle.rootfs();
+    std::fs::create_dir_all(rootfs.join("swap")).unwrap();
+    symlink(host.path(), rootfs.join("other")).unwrap();
+    let stop = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            while !stop.load(Ordering::Relaxed) {
+                skiff_test_support::exchange(&rootfs.join("swap"), &rootfs.join("other"));
+            }
+        });
+        for _ in 0..40 {
+            case.run();
+            host.untouched();
+        }
+        stop.store(true, Ordering::Relaxed);
+    });
+    case.end();
+}
+
+#[test]
+fn exec_adds_no_inheritable_capability() {
+    let case = Case::new(&["sleep", "100"]).with(|spec| {
+        spec["process"]["capabilities"] =
+            json!({"bounding": ["CAP_KILL"], "effective": ["CAP_KILL"], "permitted": ["CAP_KILL"]});
+    });
+    case.detached(&["run", "-d", &case.id]).ok();
+    let out =
+        case.cmd(&["exec", "--cap", "CAP_KILL", &case.id, "grep", "-E", "CapInh|CapAmb", "/proc/self/status"]).ok().out;
+    assert_eq!(out, "CapInh:\t0000000000000000\nCapAmb:\t0000000000000000\n");
+    case.cmd(&["delete", "--force", &case.id]).ok();
+    case.end();
+}
+
+#[test]
+fn labels_without_their_module_are_refused() {
+    // Never passed over in silence: the process would run without its confinement.
+    if std::path::Path::new("/sys/kernel/security/apparmor").exists() {
+        return;
+    }
+    let case = Case::new(&["true"]).with(|spec| spec["process"]["apparmorProfile"] = json!("some-profile"));
+    let err = case.run().failed().err;
+    assert!(err.contains("apparmor"), "{err}");
+    case.end();
+}

@@ -26,7 +26,8 @@ crate::under_both!(
     containers_are_tried_again,
     many_pods_at_once,
     environment_and_directory,
-    a_handler_says_what_it_can,
+    a_handler_says_what_it_can;
+    with_a_pause_container: the_shim_of_a_stopped_pod_is_not_kept,
 );
 
 fn a_pod_with_a_container(node: &mut Node) {
@@ -164,7 +165,15 @@ fn a_stopped_pod_stops_its_containers(node: &mut Node) {
     for container in &containers {
         assert_eq!(container.ended().exit_code, 137);
     }
-    assert!(node.containerd.shims().is_empty(), "the shim of a stopped pod is not kept");
+    pod.remove();
+}
+
+fn the_shim_of_a_stopped_pod_is_not_kept(node: &mut Node) {
+    let pod = node.pod();
+    pod.start(idle());
+    assert_eq!(node.containerd.shims().len(), 1);
+    pod.stop();
+    eventually("the shim is gone", || node.containerd.shims().is_empty());
     pod.remove();
 }
 
@@ -192,6 +201,7 @@ fn logs(node: &mut Node) {
     eventually("long lines can be put together, and the end of one is not invented", || container.output() == long);
     let log = std::fs::read_to_string(&container.log).expect("a log");
     assert!(log.lines().all(|line| line.len() < 17_000) && log.contains(" stdout P y"), "long lines are cut");
+    container.ended();
     pod.end();
 }
 

@@ -7,6 +7,7 @@ mod namespaces;
 mod node;
 mod resources;
 mod restart;
+mod sandbox;
 mod security;
 mod streams;
 
@@ -24,14 +25,31 @@ fn with_node(version: Version, test: impl FnOnce(&mut Node)) {
     node.end();
 }
 
-/// The tests of a module under both versions.
+/// The same with pods that the shim itself holds.
+fn with_sandbox_node(test: impl FnOnce(&mut Node)) {
+    if std::env::var_os("SHIM_UNDER_TEST").is_some() {
+        // The Go shim has pods with a pause container alone.
+        return;
+    }
+    let shim = Path::new(env!("CARGO_BIN_EXE_containerd-shim-skiff-v2"));
+    let mut node = Node::new(Containerd::start_cri_with(Version::V2, shim, "shim"));
+    test(&mut node);
+    node.end();
+}
+
+/// The tests of a module under both versions, and where pods have no pause container. Those after the semicolon are about it.
 macro_rules! under_both {
-    ($($name:ident),* $(,)?) => {
+    ($($name:ident),* $(,)? $(; with_a_pause_container: $($paused:ident),* $(,)?)?) => {
         mod v1 {
             $(#[test] fn $name() { crate::with_node(skiff_test_support::Version::V1, super::$name) })*
+            $($(#[test] fn $paused() { crate::with_node(skiff_test_support::Version::V1, super::$paused) })*)?
         }
         mod v2 {
             $(#[test] fn $name() { crate::with_node(skiff_test_support::Version::V2, super::$name) })*
+            $($(#[test] fn $paused() { crate::with_node(skiff_test_support::Version::V2, super::$paused) })*)?
+        }
+        mod sandbox {
+            $(#[test] fn $name() { crate::with_sandbox_node(super::$name) })*
         }
     };
 }

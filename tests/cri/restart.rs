@@ -9,8 +9,8 @@ crate::under_both!(
     what_runs_goes_on,
     what_has_ended_is_remembered,
     an_end_while_containerd_is_away_is_known,
-    a_pod_is_stopped_after_a_restart,
-    a_killed_shim_ends_its_pod,
+    a_pod_is_stopped_after_a_restart;
+    with_a_pause_container: a_killed_shim_ends_its_pod,
 );
 
 fn what_runs_goes_on(node: &mut Node) {
@@ -92,6 +92,7 @@ fn a_pod_is_stopped_after_a_restart(node: &mut Node) {
     node.known_pod(&id).end();
 }
 
+/// Without a pause container there is nobody left who could say how the pod is: containerd answers with an error.
 fn a_killed_shim_ends_its_pod(node: &mut Node) {
     if !node.containerd.is_skiff() && node.containerd.version() == Version::V2 {
         // containerd 2 cleans up after the pause container alone; the Go shim leaves the others as they are.

@@ -15,8 +15,8 @@ crate::under_both!(
     privileged,
     seccomp_runtime_default,
     seccomp_unconfined,
-    seccomp_localhost,
-    seccomp_of_a_pod,
+    seccomp_localhost;
+    with_a_pause_container: seccomp_of_a_pod,
 );
 
 fn changed(
@@ -92,6 +92,7 @@ fn capabilities(node: &mut Node) {
     assert_eq!(effective(&[], &["CHOWN"]), default & !chown);
     assert_eq!(effective(&[], &["ALL"]), 0);
     assert_eq!(effective(&["SYS_ADMIN"], &["ALL"]), sys_admin);
+    assert_eq!(effective(&["NET_ADMIN"], &["ALL"]), net_admin);
     assert_eq!(effective(&["ALL"], &["CHOWN"]), all_capabilities() & !chown);
     let output = pod.output(changed(field("Cap..."), |c| c.run_as_user = number(1000)));
     assert!(output.contains("CapEff:\t0000000000000000"), "{output}");

@@ -216,5 +216,6 @@ fn port_forward(node: &mut Node) {
     streams.expect(0, "through the forward\n");
     assert_eq!(streams.received[0][..2], 8000u16.to_le_bytes());
     drop(streams);
+    server.ended();
     pod.end();
 }

@@ -201,7 +201,9 @@ fn unknown_ids_are_not_found_and_connect_never_fails() {
     refused(c.stats(context(), &StatsRequest { id: id(), ..Default::default() }), Code::NOT_FOUND);
     refused(c.close_io(context(), &CloseIORequest { id: id(), ..Default::default() }), Code::NOT_FOUND);
     refused(c.resize_pty(context(), &ResizePtyRequest { id: id(), ..Default::default() }), Code::NOT_FOUND);
-    refused(c.update(context(), &UpdateTaskRequest { id: id(), ..Default::default() }), Code::UNIMPLEMENTED);
+    let resources = || MessageField::some(Any { value: b"{}".to_vec(), ..Any::default() });
+    let update = UpdateTaskRequest { id: id(), resources: resources(), ..Default::default() };
+    refused(c.update(context(), &update), Code::NOT_FOUND);
     refused(c.checkpoint(context(), &CheckpointTaskRequest { id: id(), ..Default::default() }), Code::UNIMPLEMENTED);
     let connected = c.connect(context(), &ConnectRequest { id: id(), ..Default::default() }).unwrap();
     assert_eq!(connected.task_pid, 0);
@@ -340,6 +342,117 @@ fn output_waits_for_a_reader_that_comes_back() {
     let want: String = (1..=100_000).map(|n| format!("{n}\n")).collect();
     assert!(text == want.as_bytes(), "not a byte is lost: {} of {}", text.len(), want.len());
     daemon.end();
+}
+
+#[test]
+fn a_terminal_that_leads_nowhere_leaves_nothing() {
+    let mut bundle = Bundle::new(&["sleep", "1000"]);
+    bundle.spec["process"]["terminal"] = serde_json::json!(true);
+    let daemon = Daemon::with(bundle);
+    let request = CreateTaskRequest {
+        id: daemon.id.clone(),
+        bundle: daemon.bundle.path().display().to_string(),
+        terminal: true,
+        stdout: "/no/such/fifo".into(),
+        ..CreateTaskRequest::default()
+    };
+    refused(daemon.client.create(context(), &request), Code::UNKNOWN);
+    refused(daemon.state(""), Code::NOT_FOUND);
+    daemon.create().unwrap();
+    daemon.begin("").unwrap();
+    let spec = serde_json::json!({"args": ["sleep", "7"], "cwd": "/", "env": ["PATH=/bin"], "terminal": true,
+        "user": {"uid": 0, "gid": 0}});
+    let exec = ExecProcessRequest {
+        id: daemon.id.clone(),
+        exec_id: "tty".into(),
+        terminal: true,
+        stdout: "/no/such/fifo".into(),
+        spec: MessageField::some(Any { value: spec.to_string().into_bytes(), ..Any::default() }),
+        ..ExecProcessRequest::default()
+    };
+    daemon.client.exec(context(), &exec).unwrap();
+    refused(daemon.begin("tty"), Code::UNKNOWN);
+    daemon.delete("tty").unwrap();
+    let pids = daemon.client.pids(context(), &PidsRequest { id: daemon.id.clone(), ..Default::default() }).unwrap();
+    assert_eq!(pids.processes.len(), 1, "only the init is left");
+    daemon.kill("", 9, false).unwrap();
+    daemon.wait("").unwrap();
+    daemon.delete("").unwrap();
+    daemon.end();
+}
+
+#[test]
+fn limits_are_updated() {
+    let daemon = Daemon::start(&["sleep", "1000"]);
+    daemon.create().unwrap();
+    let update = |resources: &str| {
+        let resources = MessageField::some(Any { value: resources.as_bytes().to_vec(), ..Any::default() });
+        let request = UpdateTaskRequest { id: daemon.id.clone(), resources, ..Default::default() };
+        daemon.client.update(context(), &request).map(drop)
+    };
+    update(r#"{"pids":{"limit":55}}"#).unwrap();
+    let groups = std::fs::read_to_string(format!("/proc/{}/cgroup", daemon.state("").unwrap().pid)).unwrap();
+    let of = |name: &str| {
+        let line = groups.lines().find(|line| line.split(':').nth(1) == Some(name))?;
+        Some(line.split(':').nth(2)?.trim_start_matches('/').to_string())
+    };
+    let file = match of("pids") {
+        Some(path) => Path::new("/sys/fs/cgroup/pids").join(path),
+        None => Path::new("/sys/fs/cgroup").join(of("").unwrap()),
+    };
+    assert_eq!(std::fs::read_to_string(file.join("pids.max")).unwrap().trim(), "55");
+    refused(update("{"), Code::INVALID_ARGUMENT);
+    refused(update(r#"{"cpu":{"cpus":"nonsense"}}"#), Code::INVALID_ARGUMENT);
+    daemon.kill("", 9, false).unwrap();
+    daemon.wait("").unwrap();
+    refused(update("{}"), Code::NOT_FOUND);
+    daemon.delete("").unwrap();
+    daemon.end();
+}
+
+/// A hook that takes its time holds up nobody but the call that it belongs to.
+#[test]
+fn slow_hooks_hold_nobody_up() {
+    let slow = serde_json::json!([{"path": "/bin/sleep", "args": ["sleep", "2"]}]);
+    for kind in ["createRuntime", "poststop"] {
+        let mut bundle = Bundle::new(&["sleep", "1000"]);
+        bundle.spec["hooks"] = serde_json::json!({kind: slow});
+        let daemon = Daemon::with(bundle);
+        let quick = || with_timeout(500_000_000);
+        let connect = |client: &TaskClient| {
+            client.connect(quick(), &ConnectRequest { id: daemon.id.clone(), ..Default::default() }).unwrap()
+        };
+        std::thread::scope(|scope| {
+            if kind == "createRuntime" {
+                let creating = scope.spawn(|| daemon.create().unwrap());
+                for _ in 0..10 {
+                    connect(&daemon.connect());
+                }
+                creating.join().unwrap();
+            } else {
+                daemon.create().unwrap();
+            }
+            daemon.begin("").unwrap();
+            daemon.kill("", 9, false).unwrap();
+            assert_eq!(daemon.wait("").unwrap(), 137);
+            let deleting = scope.spawn(|| daemon.delete("").unwrap());
+            if kind == "poststop" {
+                let other = daemon.connect();
+                let request = StateRequest { id: daemon.id.clone(), ..Default::default() };
+                for _ in 0..10 {
+                    connect(&other);
+                    assert_eq!(other.state(quick(), &request).unwrap().exit_status, 137);
+                }
+                // A second Delete waits for the first one, and finds nothing then.
+                refused(
+                    daemon.connect().delete(context(), &DeleteRequest { id: daemon.id.clone(), ..Default::default() }),
+                    Code::NOT_FOUND,
+                );
+            }
+            assert_eq!(deleting.join().unwrap(), 137);
+        });
+        daemon.end();
+    }
 }
 
 #[test]

@@ -2,7 +2,11 @@
 
 use skiff_test_support::{Containerd, eventually, unique};
 
-crate::under_both!(output_survives_a_restart_of_containerd, a_killed_shim_is_cleaned_up_after);
+crate::under_both!(
+    output_survives_a_restart_of_containerd,
+    a_killed_shim_is_cleaned_up_after,
+    a_killed_shim_of_a_group_takes_all_with_it,
+);
 
 fn output_survives_a_restart_of_containerd(containerd: &mut Containerd) {
     let id = unique("restart");
@@ -38,4 +42,23 @@ fn a_killed_shim_is_cleaned_up_after(containerd: &mut Containerd) {
     eventually("the task is gone", || containerd.status(&id).is_none());
     eventually("its process is gone", || !std::path::Path::new(&format!("/proc/{init}")).exists());
     containerd.ctr(&["containers", "rm", &id]).ok();
+}
+
+fn a_killed_shim_of_a_group_takes_all_with_it(containerd: &mut Containerd) {
+    let leader = unique("leader");
+    let annotation = format!("io.containerd.runc.v2.group={leader}");
+    let ids = [leader, unique("member"), unique("member")];
+    for id in &ids {
+        containerd.run(&["-d", "--annotation", &annotation], id, &["sleep", "1000"]).ok();
+    }
+    let inits: Vec<i32> = ids.iter().map(|id| containerd.pid(id)).collect();
+    let shims = containerd.shims();
+    assert_eq!(shims.len(), 1, "one shim serves the group");
+    let killed = std::process::Command::new("kill").args(["-KILL", &shims[0].to_string()]).status();
+    assert!(killed.expect("kill").success());
+    for (id, init) in ids.iter().zip(inits) {
+        eventually("the task is gone", || containerd.status(id).is_none());
+        eventually("its process is gone", || !std::path::Path::new(&format!("/proc/{init}")).exists());
+        containerd.ctr(&["containers", "rm", id]).ok();
+    }
 }

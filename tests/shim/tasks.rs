@@ -12,6 +12,10 @@ crate::under_both!(
     thirty_at_once,
     events_come_in_order,
     one_thread_serves,
+    loggers_get_the_streams,
+    an_exec_ends_with_its_tree,
+    oom_is_told_before_the_exit,
+    cycles_leave_nothing_in_the_shim,
 );
 
 fn output_and_exit_status(containerd: &mut Containerd) {
@@ -156,5 +160,99 @@ fn one_thread_serves(containerd: &mut Containerd) {
         std::thread::sleep(std::time::Duration::from_millis(500));
         assert_eq!(threads(), 1, "while it works");
     });
+    end(containerd, &id);
+}
+
+/// `binary://` loggers get both streams, and their names in the environment.
+fn loggers_get_the_streams(containerd: &mut Containerd) {
+    let logger = containerd.dir().join("logger");
+    let log = containerd.dir().join("logged");
+    let script = format!(
+        "#!/bin/sh\nexec >{}\necho \"$CONTAINER_ID $CONTAINER_NAMESPACE $*\"\nexec 5>&-\ncat <&3\ncat <&4\necho end\n",
+        log.display()
+    );
+    std::fs::write(&logger, script).unwrap();
+    std::fs::set_permissions(&logger, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    let id = unique("log");
+    let uri = format!("binary://{}?key=value", logger.display());
+    let args = ["-d", "--log-uri", uri.as_str()];
+    containerd.run(&args, &id, &["sh", "-c", "echo out; echo err >&2"]).ok();
+    let read = || std::fs::read_to_string(&log).unwrap_or_default();
+    eventually("the log is complete", || read().ends_with("end\n"));
+    let text = read();
+    assert!(text.starts_with(&id) && text.contains(" key value\n") && text.ends_with("out\nerr\nend\n"), "{text}");
+    eventually("the task stops", || containerd.status(&id).as_deref() == Some("STOPPED"));
+    containerd.ctr(&["tasks", "rm", &id]);
+    containerd.ctr(&["containers", "rm", &id]).ok();
+}
+
+/// A deleted exec process takes those with it that it has started in the background, unless an annotation says not to.
+fn an_exec_ends_with_its_tree(containerd: &mut Containerd) {
+    if !containerd.is_skiff() {
+        return;
+    }
+    for keep in [false, true] {
+        let id = unique("tree");
+        let annotation = format!("io.containerd.skiff.exec-keeps-children={keep}");
+        containerd.run(&["-d", "--annotation", &annotation], &id, &["sleep", "1000"]).ok();
+        let script = "(sleep 777 </dev/null >/dev/null 2>&1 &) ; echo started";
+        let done = containerd.ctr(&["tasks", "exec", "--exec-id", "e", &id, "sh", "-c", script]).ok();
+        assert_eq!(done.out, "started\n");
+        let sleeping =
+            || containerd.ctr(&["tasks", "exec", "--exec-id", "ps", &id, "ps"]).ok().out.contains("sleep 777");
+        assert_eq!(sleeping(), keep);
+        end(containerd, &id);
+    }
+}
+
+/// The kernel's OOM killer is told of, before the exit of whom it has killed.
+fn oom_is_told_before_the_exit(containerd: &mut Containerd) {
+    let mut watching = containerd.ctr_background(&["events"]);
+    std::thread::sleep(std::time::Duration::from_millis(500));
+    let id = unique("oom");
+    let hog = "x=$(yes aaaaaaaaaaaaaaaa | head -c 200000000 | tr -d '\\n'); echo survived";
+    let done = containerd.run(&["--rm", "--memory-limit", "16777216"], &id, &["sh", "-c", hog]);
+    assert!(!done.out.contains("survived"), "{done:?}");
+    std::thread::sleep(std::time::Duration::from_millis(500));
+    let _ = watching.kill();
+    let mut text = String::new();
+    std::io::Read::read_to_string(watching.stdout.as_mut().unwrap(), &mut text).unwrap();
+    let _ = watching.wait();
+    let at = |topic: &str| text.find(topic).unwrap_or_else(|| panic!("{topic} in {text}"));
+    assert!(at("/tasks/oom") < at("/tasks/exit"), "{text}");
+}
+
+/// Many cycles leave descriptors and memory as they were.
+fn cycles_leave_nothing_in_the_shim(containerd: &mut Containerd) {
+    if !containerd.is_skiff() {
+        return;
+    }
+    let id = unique("soak");
+    containerd.run(&["-d"], &id, &["sleep", "1000"]).ok();
+    let shim = containerd.shims()[0];
+    let cycle = |from: usize, n: usize| {
+        for at in from..from + n {
+            assert_eq!(containerd.ctr(&["tasks", "exec", "--exec-id", &format!("c{at}"), &id, "true"]).code, 0);
+        }
+    };
+    let look = || {
+        let fds = std::fs::read_dir(format!("/proc/{shim}/fd")).unwrap().count();
+        let status = std::fs::read_to_string(format!("/proc/{shim}/status")).unwrap();
+        let line = status.lines().find(|line| line.starts_with("RssAnon:")).unwrap();
+        (fds, line.split_whitespace().nth(1).unwrap().parse::<u64>().unwrap())
+    };
+    cycle(0, 20);
+    let before = look();
+    cycle(20, 60);
+    let mut after = look();
+    for _ in 0..100 {
+        if after.0 <= before.0 {
+            break;
+        }
+        std::thread::sleep(std::time::Duration::from_millis(50));
+        after = look();
+    }
+    assert!(after.0 <= before.0, "descriptors: {before:?} {after:?}");
+    assert!(after.1 <= before.1 + 64, "memory in KiB: {before:?} {after:?}");
     end(containerd, &id);
 }

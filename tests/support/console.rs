@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::os::fd::{AsRawFd, FromRawFd};
-use std::os::unix::net::UnixListener;
+use std::os::unix::net::{UnixListener, UnixStream};
 
 /// Receives the name of a pty and its master.
 ///
@@ -10,7 +10,12 @@ use std::os::unix::net::UnixListener;
 /// When the message is not one descriptor with a name.
 pub fn receive_console(listener: &UnixListener) -> (String, File) {
     let (stream, _) = listener.accept().expect("a connection");
-    let mut name = [0u8; 4096];
+    receive(&stream)
+}
+
+/// One message of text and its descriptor.
+pub(crate) fn receive(stream: &UnixStream) -> (String, File) {
+    let mut name = vec![0u8; 64 << 10];
     let mut control = [0u64; 8];
     let mut iov = libc::iovec { iov_base: name.as_mut_ptr().cast(), iov_len: name.len() };
     // SAFETY: msghdr is plain data; iov and control outlive the call, and their lengths are right.

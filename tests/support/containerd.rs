@@ -63,6 +63,11 @@ impl Containerd {
     /// Starts one with the CRI plugin, in a network of its own. It has two runtimes, `test` and `path`: containerd up to 2.2
     /// asks only runtimes of the type `io.containerd.runc.v2` what they can, so `path` is one whose path is that of skiff.
     pub fn start_cri(version: Version, shim: &Path) -> Containerd {
+        Containerd::start_cri_with(version, shim, "podsandbox")
+    }
+
+    /// The same with another sandboxer: `shim` has no pause container, from containerd 2.0 on.
+    pub fn start_cri_with(version: Version, shim: &Path, sandboxer: &str) -> Containerd {
         let mut containerd = Containerd::new(version, shim, "k8s.io".into(), unique("cri"));
         containerd.network = Some(Network::new());
         let at = containerd.dir.path().display().to_string();
@@ -76,7 +81,7 @@ impl Containerd {
              [{cri}]\nsandbox_image = \"{pause}\"\nrestrict_oom_score_adj = true\ndisable_apparmor = true\n\
              netns_mounts_under_state_dir = true\nstream_server_address = \"127.0.0.1\"\nstream_server_port = \"0\"\n\
              [{cri}.containerd]\ndefault_runtime_name = \"test\"\n\
-             [{cri}.containerd.runtimes.test]\nruntime_type = \"{runtime}\"\n\
+             [{cri}.containerd.runtimes.test]\nruntime_type = \"{runtime}\"\nsandboxer = \"{sandboxer}\"\n\
              [{cri}.containerd.runtimes.path]\nruntime_type = \"io.containerd.runc.v2\"\n{path}\
              [{cri}.cni]\nbin_dir = \"{CNI_PLUGINS}\"\nconf_dir = \"{at}/cni\"\n",
             common = containerd.common_config(),

@@ -1,5 +1,6 @@
 //! What the black-box tests share: bundles, private containerds and networks, the leak check.
 
+mod agent;
 mod bundle;
 mod console;
 mod containerd;
@@ -7,6 +8,7 @@ mod image;
 mod leaks;
 mod network;
 
+pub use agent::seccomp_agent;
 pub use bundle::Bundle;
 pub use console::receive_console;
 pub use containerd::{Containerd, Version};
@@ -102,4 +104,22 @@ pub fn unique(prefix: &str) -> String {
     use std::sync::atomic::{AtomicU32, Ordering};
     static NEXT: AtomicU32 = AtomicU32::new(0);
     format!("{prefix}-{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed))
+}
+
+/// Exchanges two names of one file system: renameat2(2).
+pub fn exchange(one: &std::path::Path, other: &std::path::Path) {
+    use std::os::unix::ffi::OsStrExt;
+    let name = |path: &std::path::Path| std::ffi::CString::new(path.as_os_str().as_bytes()).expect("a path");
+    let (one, other) = (name(one), name(other));
+    // SAFETY: both are NUL-terminated and outlive the call.
+    unsafe {
+        libc::syscall(
+            libc::SYS_renameat2,
+            libc::AT_FDCWD,
+            one.as_ptr(),
+            libc::AT_FDCWD,
+            other.as_ptr(),
+            libc::RENAME_EXCHANGE,
+        )
+    };
 }

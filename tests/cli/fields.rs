@@ -1,0 +1,238 @@
+//! Fields of the runtime spec by their effect inside. runc 1.1 does not know those of spec 1.2 and later: it is not asked.
+
+use std::process::Command;
+
+use serde_json::json;
+use skiff_test_support::{run, seccomp_agent, unique};
+
+use super::{Case, is_skiff};
+
+/// What a script sees in a container with a changed spec.
+#[track_caller]
+fn seen(script: &str, change: impl FnOnce(&mut serde_json::Value)) -> String {
+    let case = Case::sh(script).with(change);
+    let out = case.run().ok().out;
+    case.end();
+    out
+}
+
+/// The error of a run with a changed spec; nothing of it is left.
+#[track_caller]
+fn refused(change: impl FnOnce(&mut serde_json::Value)) -> String {
+    let case = Case::new(&["true"]).with(change);
+    let err = case.run().failed().err;
+    case.end();
+    err
+}
+
+#[test]
+fn personality_is_set() {
+    if is_skiff() {
+        let out = seen("uname -m", |spec| spec["linux"]["personality"] = json!({"domain": "LINUX32"}));
+        assert_ne!(out.trim(), "x86_64");
+        let err = refused(|spec| spec["linux"]["personality"] = json!({"domain": "LINUX", "flags": ["X"]}));
+        assert!(err.contains("linux.personality.flags: "), "{err}");
+        let err = refused(|spec| spec["linux"]["personality"] = json!({"domain": "MOON"}));
+        assert!(err.contains("linux.personality.domain: "), "{err}");
+    }
+}
+
+#[test]
+fn the_memory_policy_is_set() {
+    if is_skiff() {
+        let out = seen("head -n 1 /proc/self/numa_maps", |spec| {
+            spec["linux"]["memoryPolicy"] =
+                json!({"mode": "MPOL_BIND", "nodes": "0", "flags": ["MPOL_F_STATIC_NODES"]});
+        });
+        assert!(out.contains(" bind=static:0 "), "{out}");
+        let err = refused(|spec| spec["linux"]["memoryPolicy"] = json!({"mode": "MPOL_BIND", "nodes": "x"}));
+        assert!(err.contains("linux.memoryPolicy.nodes: "), "{err}");
+        let err = refused(|spec| spec["linux"]["memoryPolicy"] = json!({"mode": "MPOL_BIND", "nodes": "1000"}));
+        assert!(err.contains("linux.memoryPolicy: set: "), "{err}");
+    }
+}
+
+#[test]
+fn an_exec_process_runs_where_its_affinity_says() {
+    if !is_skiff() || std::thread::available_parallelism().map_or(1, usize::from) < 2 {
+        return;
+    }
+    let case = Case::new(&["sleep", "100"]);
+    case.detached(&["run", "-d", &case.id]).ok();
+    let process = |affinity: serde_json::Value| {
+        let mut process = case.bundle.spec["process"].clone();
+        process["args"] = json!(["grep", "Cpus_allowed_list", "/proc/self/status"]);
+        process["execCPUAffinity"] = affinity;
+        let path = case.bundle.path().join("process.json");
+        std::fs::write(&path, process.to_string()).unwrap();
+        case.cmd(&["exec", "-p", path.to_str().unwrap(), &case.id]).ok().out
+    };
+    assert!(process(json!({"initial": "0", "final": "1"})).ends_with(":\t1\n"));
+    assert!(process(json!({})).contains("0-"));
+    // The caller's own affinity is not the container's.
+    let mut pinned = Command::new("taskset");
+    pinned.args(["-c", "0"]).arg(&case.runtime).args([
+        "exec",
+        &case.id,
+        "grep",
+        "Cpus_allowed_list",
+        "/proc/self/status",
+    ]);
+    assert!(run(&mut pinned, "").ok().out.contains("0-"));
+    case.cmd(&["delete", "--force", &case.id]).ok();
+    case.end();
+}
+
+#[test]
+fn a_tmpfs_takes_what_it_covers() {
+    let out = seen("cat /etc/passwd | head -n 1; touch /etc/x && echo writable; stat -f -c %T /etc", |spec| {
+        let mount =
+            json!({"destination": "/etc", "type": "tmpfs", "source": "tmpfs", "options": ["tmpcopyup", "mode=755"]});
+        spec["mounts"].as_array_mut().unwrap().push(mount);
+    });
+    assert_eq!(out, "root:x:0:0:root:/root:/bin/sh\nwritable\ntmpfs\n");
+}
+
+#[test]
+fn ids_of_a_mount_are_mapped() {
+    if !is_skiff() {
+        return;
+    }
+    let case = Case::sh("stat -c %u:%g /data/f; touch /data/new; stat -c %u /data/new");
+    let data = case.bundle.path().join("data");
+    std::fs::create_dir(&data).unwrap();
+    std::fs::write(data.join("f"), "").unwrap();
+    std::os::unix::fs::chown(data.join("f"), Some(7), Some(8)).unwrap();
+    let map = |host: u32| json!([{"containerID": 0, "hostID": host, "size": 65536}]);
+    let case = case.with(|spec| {
+        spec["mounts"].as_array_mut().unwrap().push(json!({"destination": "/data", "type": "bind", "source": "data",
+            "options": ["rbind", "ridmap"], "uidMappings": map(1000), "gidMappings": map(2000)}));
+    });
+    // The container's root is 1000 below: it may not write there unless its own id is mapped, which 0 is not.
+    let out = case.run().out;
+    assert!(out.starts_with("1007:2008\n"), "{out}");
+    case.end();
+    let err = refused(|spec| {
+        let mount = json!({"destination": "/data", "type": "bind", "source": "/tmp", "options": ["bind", "idmap"]});
+        spec["mounts"].as_array_mut().unwrap().push(mount);
+    });
+    assert!(err.contains("mounts[7].options: idmap without mappings"), "{err}");
+    let err = refused(|spec| {
+        let mount = json!({"destination": "/data", "type": "bind", "source": "/proc", "options": ["bind"],
+            "uidMappings": map(1), "gidMappings": map(1)});
+        spec["mounts"].as_array_mut().unwrap().push(mount);
+    });
+    assert!(err.contains("does not support idmapped mounts"), "{err}");
+}
+
+#[test]
+fn network_devices_move_in_with_their_addresses() {
+    if !is_skiff() {
+        return;
+    }
+    let ip = |line: &str| run(Command::new("ip").args(line.split(' ')), "");
+    let (host, peer) = (format!("sk{}", std::process::id()), format!("sp{}", std::process::id()));
+    ip(&format!("link add {host} type veth peer name {peer}")).ok();
+    ip(&format!("addr add 192.0.2.7/24 dev {host}")).ok();
+    let out = seen("ip addr show in0", |spec| {
+        spec["linux"]["netDevices"] = json!({host.as_str(): {"name": "in0"}});
+    });
+    assert!(out.contains("192.0.2.7/24") && out.contains("UP"), "{out}");
+    ip(&format!("link show {host}")).failed();
+    let err = refused(|spec| spec["linux"]["netDevices"] = json!({"no-such-dev": {}}));
+    assert!(err.contains("linux.netDevices: find ") && err.contains("ENODEV"), "{err}");
+}
+
+#[test]
+fn an_agent_is_asked_about_calls() {
+    if !is_skiff() {
+        return;
+    }
+    for no_new_privileges in [true, false] {
+        let case = Case::sh("mkdir /tmp/x 2>&1; echo done");
+        let socket = case.bundle.path().join("agent.sock");
+        let agent = seccomp_agent(&socket, 12);
+        let case = case.with(|spec| {
+            spec["process"]["noNewPrivileges"] = json!(no_new_privileges);
+            spec["annotations"] = json!({"a": "b"});
+            spec["linux"]["seccomp"] = json!({"defaultAction": "SCMP_ACT_ALLOW", "listenerPath": socket,
+                "listenerMetadata": "meta",
+                "syscalls": [{"names": ["mkdir", "mkdirat"], "action": "SCMP_ACT_NOTIFY"}]});
+        });
+        let out = case.run().ok().out;
+        assert!(out.contains("Cannot allocate memory") && out.ends_with("done\n"), "{out}");
+        let told: serde_json::Value = serde_json::from_str(&agent.join().unwrap()).unwrap();
+        assert_eq!((&told["fds"], &told["metadata"]), (&json!(["seccompFd"]), &json!("meta")));
+        assert_eq!((&told["state"]["id"], &told["state"]["status"]), (&json!(case.id), &json!("creating")));
+        assert_eq!((&told["state"]["annotations"]["a"], &told["state"]["pid"]), (&json!("b"), &told["pid"]));
+        std::fs::remove_file(&socket).unwrap();
+        let err = case.run().failed().err;
+        assert!(err.contains("linux.seccomp.listenerPath: connect to "), "{err}");
+        case.end();
+    }
+}
+
+#[test]
+fn without_a_mount_namespace_the_rootfs_is_only_the_root() {
+    let case = Case::sh("readlink /proc/self/ns/mnt; ls /bin | head -n 1").with(|spec| {
+        spec["linux"]["namespaces"].as_array_mut().unwrap().retain(|ns| ns["type"] != "mount");
+        spec["linux"]["maskedPaths"] = json!([]);
+        spec["linux"]["readonlyPaths"] = json!([]);
+        spec["root"]["readonly"] = json!(false);
+        spec["mounts"].as_array_mut().unwrap().retain(|mount| mount["destination"] == "/proc");
+    });
+    let out = case.run().ok().out;
+    let own = std::fs::read_link("/proc/self/ns/mnt").unwrap();
+    assert!(out.starts_with(own.to_str().unwrap()) && out.contains("busybox") | out.contains("cat"), "{out}");
+    if !is_skiff() {
+        // runc leaves its mounts behind.
+        run(Command::new("umount").arg("-R").arg(case.bundle.rootfs()), "").ok();
+    }
+    case.end();
+    if is_skiff() {
+        let err = refused(|spec| {
+            spec["linux"]["namespaces"].as_array_mut().unwrap().retain(|ns| ns["type"] != "mount");
+        });
+        assert!(err.contains("unable to restrict sys entries without a private MNT namespace"), "{err}");
+    }
+}
+
+#[test]
+fn an_ordinary_user_runs_a_container() {
+    let case = Case::sh("id -u; cat /proc/self/uid_map; echo x >/dev/null && echo null");
+    let run_dir = tempfile::tempdir().unwrap();
+    let own = |path: &std::path::Path| {
+        run(Command::new("chown").args(["-R", "65534:65534"]).arg(path), "").ok();
+    };
+    let runtime = run_dir.path().join("runtime");
+    let found = if is_skiff() { case.runtime.clone() } else { "/usr/sbin/runc".into() };
+    std::fs::copy(found, &runtime).unwrap();
+    let as_user = |args: &[&str]| {
+        let mut command = Command::new("setpriv");
+        command.args(["--reuid", "65534", "--regid", "65534", "--clear-groups"]).arg(&runtime).args(args);
+        command.current_dir(case.bundle.path()).env("XDG_RUNTIME_DIR", run_dir.path());
+        command
+    };
+    std::fs::remove_file(case.bundle.path().join("config.json")).unwrap();
+    own(case.bundle.path());
+    own(run_dir.path());
+    run(&mut as_user(&["spec", "--rootless"]), "").ok();
+    let path = case.bundle.path().join("config.json");
+    let mut spec: serde_json::Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
+    spec["process"]["terminal"] = json!(false);
+    spec["process"]["args"] = case.bundle.spec["process"]["args"].clone();
+    std::fs::write(&path, spec.to_string()).unwrap();
+    let id = unique("rootless");
+    let out = run(&mut as_user(&["run", &id]), "").ok().out;
+    let lines: Vec<Vec<&str>> = out.lines().map(|line| line.split_whitespace().collect()).collect();
+    assert_eq!(lines, [vec!["0"], vec!["0", "65534", "1"], vec!["null"]]);
+    spec["process"]["args"] = json!(["sleep", "100"]);
+    std::fs::write(&path, spec.to_string()).unwrap();
+    let null = || std::process::Stdio::null();
+    let started = as_user(&["run", "-d", &id]).stdin(null()).stdout(null()).stderr(null()).status().unwrap();
+    assert!(started.success());
+    let done = run(&mut as_user(&["exec", &id, "sh", "-c", "readlink /proc/1/exe; exit 7"]), "");
+    assert_eq!((done.code, done.out.as_str()), (7, "/bin/busybox\n"), "{}", done.err);
+    run(&mut as_user(&["delete", "--force", &id]), "").ok();
+    case.end();
+}
