@@ -2,8 +2,14 @@
 //! with SHIM_UNDER_TEST=io.containerd.runc.v2, but for those that say why not.
 
 mod lifecycle;
+mod mounts;
+mod namespaces;
 mod node;
-mod pods;
+mod resources;
+mod restart;
+mod sandbox;
+mod security;
+mod streams;
 
 use std::path::Path;
 
@@ -19,25 +25,31 @@ fn with_node(version: Version, test: impl FnOnce(&mut Node)) {
     node.end();
 }
 
-/// The same with a pod that the shim itself holds.
+/// The same with pods that the shim itself holds.
 fn with_sandbox_node(test: impl FnOnce(&mut Node)) {
+    if std::env::var_os("SHIM_UNDER_TEST").is_some() {
+        // The Go shim has pods with a pause container alone.
+        return;
+    }
     let shim = Path::new(env!("CARGO_BIN_EXE_containerd-shim-skiff-v2"));
     let mut node = Node::new(Containerd::start_cri_with(Version::V2, shim, "shim"));
-    if node.containerd.is_skiff() {
-        // The Go shim has pods with a pause container alone.
-        test(&mut node);
-    }
+    test(&mut node);
     node.end();
 }
 
-/// The tests of a module under both versions.
+/// The tests of a module under both versions, and where pods have no pause container. Those after the semicolon are about it.
 macro_rules! under_both {
-    ($($name:ident),* $(,)?) => {
+    ($($name:ident),* $(,)? $(; with_a_pause_container: $($paused:ident),* $(,)?)?) => {
         mod v1 {
             $(#[test] fn $name() { crate::with_node(skiff_test_support::Version::V1, super::$name) })*
+            $($(#[test] fn $paused() { crate::with_node(skiff_test_support::Version::V1, super::$paused) })*)?
         }
         mod v2 {
             $(#[test] fn $name() { crate::with_node(skiff_test_support::Version::V2, super::$name) })*
+            $($(#[test] fn $paused() { crate::with_node(skiff_test_support::Version::V2, super::$paused) })*)?
+        }
+        mod sandbox {
+            $(#[test] fn $name() { crate::with_sandbox_node(super::$name) })*
         }
     };
 }

@@ -1,9 +1,10 @@
 //! A node with pods and containers: what a kubelet asks for, in few words.
 
-use std::cell::RefCell;
+use std::collections::HashMap;
 use std::path::PathBuf;
+use std::sync::Mutex;
 
-use skiff_cri_client::cri::{self, ContainerConfig, ContainerState, ContainerStatus, PodSandboxConfig};
+use skiff_cri_client::cri::{self, ContainerConfig, ContainerState, ContainerStatus, NamespaceMode, PodSandboxConfig};
 use skiff_cri_client::{Client, Status};
 use skiff_test_support::{Containerd, Done, IMAGE, LeakCheck, eventually, unique};
 
@@ -20,7 +21,8 @@ pub struct Node {
     pub containerd: Containerd,
     pub client: Client,
     /// Every pod and container that there was: what the leak check looks for.
-    ids: RefCell<Vec<String>>,
+    ids: Mutex<Vec<String>>,
+    configs: Mutex<HashMap<String, PodSandboxConfig>>,
 }
 
 /// A pod that runs. A test ends it.
@@ -79,7 +81,7 @@ impl Node {
     /// Of a containerd that has just started.
     pub fn new(containerd: Containerd) -> Node {
         let client = Client::new(&containerd.socket());
-        let node = Node { containerd, client, ids: RefCell::default() };
+        let node = Node { containerd, client, ids: Mutex::default(), configs: Mutex::default() };
         eventually("the node is ready", || node.is_ready());
         eventually("the images are known", || node.client.images().is_ok_and(|tags| tags.len() == 2));
         node
@@ -103,7 +105,7 @@ impl Node {
     /// What a pod is asked for with.
     pub fn pod_config(&self) -> PodSandboxConfig {
         let name = unique("pod");
-        PodSandboxConfig {
+        let mut config = PodSandboxConfig {
             metadata: Some(cri::PodSandboxMetadata {
                 name: name.clone(),
                 uid: name.clone(),
@@ -117,7 +119,11 @@ impl Node {
                 ..cri::LinuxPodSandboxConfig::default()
             }),
             ..PodSandboxConfig::default()
-        }
+        };
+        let pid = NamespaceMode::Container.into();
+        pod_security(&mut config).namespace_options =
+            Some(cri::NamespaceOption { pid, ..cri::NamespaceOption::default() });
+        config
     }
 
     /// Runs a pod as the kubelet would by default.
@@ -136,11 +142,24 @@ impl Node {
 
     /// Runs a pod.
     pub fn run(&self, config: PodSandboxConfig) -> Result<Pod<'_>, Status> {
+        self.run_with_handler(config, "")
+    }
+
+    /// Runs a pod with one of the configured runtimes.
+    pub fn run_with_handler(&self, config: PodSandboxConfig, handler: &str) -> Result<Pod<'_>, Status> {
         std::fs::create_dir_all(&config.log_directory).expect("a directory for logs");
-        let request = cri::RunPodSandboxRequest { config: Some(config.clone()), runtime_handler: String::new() };
+        let request = cri::RunPodSandboxRequest { config: Some(config.clone()), runtime_handler: handler.into() };
         let id = call!(self, run_pod_sandbox, request)?.pod_sandbox_id;
-        self.ids.borrow_mut().push(id.clone());
+        self.ids.lock().expect("ids").push(id.clone());
+        self.configs.lock().expect("configs").insert(id.clone(), config.clone());
         Ok(Pod { node: self, id, config })
+    }
+
+    /// A pod that was run before.
+    #[track_caller]
+    pub fn known_pod(&self, id: &str) -> Pod<'_> {
+        let config = self.configs.lock().expect("configs").get(id).expect("a pod of this test").clone();
+        Pod { node: self, id: id.into(), config }
     }
 
     /// Nothing is left of all the pods.
@@ -152,7 +171,7 @@ impl Node {
         assert_eq!(containers, [], "no container is left");
         let state = format!("{}/state/io.containerd", self.containerd.dir().display());
         let cgroups = format!("/{}/", self.containerd.cgroup_parent());
-        let ids = self.ids.borrow();
+        let ids = self.ids.lock().expect("ids");
         let marks: Vec<&str> = ids.iter().map(String::as_str).chain([state.as_str(), &cgroups]).collect();
         LeakCheck::new(&marks).end();
         eventually("the shims are gone", || self.containerd.shims().is_empty());
@@ -160,8 +179,11 @@ impl Node {
 }
 
 impl<'a> Pod<'a> {
-    /// Makes a container.
-    pub fn create(&self, config: ContainerConfig) -> Result<Container<'a>, Status> {
+    /// Makes a container. It has the namespaces of the pod's configuration, if it does not say otherwise.
+    pub fn create(&self, mut config: ContainerConfig) -> Result<Container<'a>, Status> {
+        let namespaces = pod_security(&mut self.config.clone()).namespace_options.clone();
+        let wanted = &mut security(&mut config).namespace_options;
+        *wanted = wanted.take().or(namespaces);
         let log = PathBuf::from(&self.config.log_directory).join(&config.log_path);
         let request = cri::CreateContainerRequest {
             pod_sandbox_id: self.id.clone(),
@@ -169,7 +191,7 @@ impl<'a> Pod<'a> {
             sandbox_config: Some(self.config.clone()),
         };
         let id = call!(self.node, create_container, request)?.container_id;
-        self.node.ids.borrow_mut().push(id.clone());
+        self.node.ids.lock().expect("ids").push(id.clone());
         Ok(Container { node: self.node, id, log })
     }
 
@@ -181,6 +203,14 @@ impl<'a> Pod<'a> {
         container
     }
 
+    /// A container that was made before.
+    #[track_caller]
+    pub fn known_container(&self, id: &str) -> Container<'a> {
+        let mut container = Container { node: self.node, id: id.into(), log: PathBuf::new() };
+        container.log = container.status().log_path.into();
+        container
+    }
+
     /// What a container says until it ends.
     #[track_caller]
     pub fn output(&self, config: ContainerConfig) -> String {
@@ -189,6 +219,12 @@ impl<'a> Pod<'a> {
         let output = container.output();
         container.remove();
         output
+    }
+
+    /// What a script says, in a container of its own.
+    #[track_caller]
+    pub fn says(&self, script: &str) -> String {
+        self.output(sh(script))
     }
 
     /// Its status.
@@ -291,7 +327,7 @@ impl Container<'_> {
     #[track_caller]
     pub fn output(&self) -> String {
         let mut out = String::new();
-        for line in std::fs::read_to_string(&self.log).expect("a log").lines() {
+        for line in std::fs::read_to_string(&self.log).unwrap_or_default().lines() {
             let mut parts = line.splitn(4, ' ').skip(2);
             let (tag, text) = (parts.next().expect("a tag"), parts.next().expect("a text"));
             out.push_str(text);

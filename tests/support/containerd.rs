@@ -18,6 +18,7 @@ pub enum Version {
 #[derive(Debug)]
 pub struct Containerd {
     dir: tempfile::TempDir,
+    version: Version,
     bin: PathBuf,
     shim_dir: PathBuf,
     daemon: Option<Child>,
@@ -59,7 +60,8 @@ impl Containerd {
         containerd
     }
 
-    /// Starts one with the CRI plugin, in a network of its own.
+    /// Starts one with the CRI plugin, in a network of its own. It has two runtimes, `test` and `path`: containerd up to 2.2
+    /// asks only runtimes of the type `io.containerd.runc.v2` what they can, so `path` is one whose path is that of skiff.
     pub fn start_cri(version: Version, shim: &Path) -> Containerd {
         Containerd::start_cri_with(version, shim, "podsandbox")
     }
@@ -80,10 +82,13 @@ impl Containerd {
              netns_mounts_under_state_dir = true\nstream_server_address = \"127.0.0.1\"\nstream_server_port = \"0\"\n\
              [{cri}.containerd]\ndefault_runtime_name = \"test\"\n\
              [{cri}.containerd.runtimes.test]\nruntime_type = \"{runtime}\"\nsandboxer = \"{sandboxer}\"\n\
+             [{cri}.containerd.runtimes.path]\nruntime_type = \"io.containerd.runc.v2\"\n{path}\
              [{cri}.cni]\nbin_dir = \"{CNI_PLUGINS}\"\nconf_dir = \"{at}/cni\"\n",
             common = containerd.common_config(),
             pause = image::PAUSE,
             runtime = containerd.runtime,
+            path =
+                if containerd.is_skiff() { format!("runtime_path = \"{}\"\n", shim.display()) } else { String::new() },
         );
         containerd.begin(&config);
         containerd
@@ -92,6 +97,7 @@ impl Containerd {
     fn new(version: Version, shim: &Path, namespace: String, parent: String) -> Containerd {
         Containerd {
             dir: tempfile::Builder::new().prefix("ctd-").tempdir().expect("a temporary directory"),
+            version,
             bin: binaries(version),
             shim_dir: shim.parent().expect("a shim in a directory").to_path_buf(),
             daemon: None,
@@ -115,6 +121,11 @@ impl Containerd {
         self.up();
         let archive = image::make(self.dir.path());
         self.ctr(&["images", "import", archive.to_str().expect("utf-8")]).ok();
+    }
+
+    /// Which it is.
+    pub fn version(&self) -> Version {
+        self.version
     }
 
     /// Its socket.

@@ -1,0 +1,200 @@
+//! What the containers of a pod share, with each other and with the node.
+
+use skiff_cri_client::cri::{self, NamespaceMode};
+use skiff_test_support::eventually;
+
+use crate::node::{Node, Pod, idle, pod_security, program, security, sh};
+
+crate::under_both!(
+    containers_share_network_ipc_and_uts,
+    a_container_has_its_own_pids,
+    a_pod_can_share_its_pids,
+    a_container_can_join_the_pids_of_another,
+    host_pids,
+    host_ipc,
+    pods_have_addresses,
+    sysctls,
+    hostname_and_dns;
+    with_a_pause_container: host_network,
+);
+
+fn namespace(which: &str) -> String {
+    std::fs::read_link(format!("/proc/self/ns/{which}")).expect("a namespace").display().to_string()
+}
+
+/// What the kubelet sends to both the pod and its containers.
+fn modes(network: NamespaceMode, pid: NamespaceMode, ipc: NamespaceMode) -> cri::NamespaceOption {
+    cri::NamespaceOption { network: network.into(), pid: pid.into(), ipc: ipc.into(), target_id: String::new() }
+}
+
+fn pod_within<'a>(node: &'a Node, modes: &cri::NamespaceOption) -> Pod<'a> {
+    node.pod_with(|config| pod_security(config).namespace_options = Some(modes.clone()))
+}
+
+fn containers_share_network_ipc_and_uts(node: &mut Node) {
+    let modes = modes(NamespaceMode::Pod, NamespaceMode::Container, NamespaceMode::Pod);
+    let pod = pod_within(node, &modes);
+    let (one, two) = (pod.start(idle()), pod.start(idle()));
+    for which in ["net", "ipc", "uts"] {
+        let link = format!("readlink /proc/self/ns/{which}");
+        assert_eq!(one.says(&link), two.says(&link), "{which}");
+        assert_ne!(one.says(&link).trim(), namespace(which), "{which}");
+    }
+    for which in ["pid", "mnt"] {
+        let link = format!("readlink /proc/self/ns/{which}");
+        assert_ne!(one.says(&link), two.says(&link), "{which}");
+        assert_ne!(one.says(&link).trim(), namespace(which), "{which}");
+    }
+    one.says("echo through shared memory > /dev/shm/note");
+    assert_eq!(two.says("cat /dev/shm/note"), "through shared memory\n");
+    let server = pod.start(sh("echo through the network | nc -l -p 8000"));
+    eventually("the server listens", || two.says("cat /proc/net/tcp /proc/net/tcp6").contains(":1F40 "));
+    assert_eq!(two.says("nc 127.0.0.1 8000 < /dev/null"), "through the network\n");
+    server.ended();
+    pod.end();
+}
+
+fn a_container_has_its_own_pids(node: &mut Node) {
+    let modes = modes(NamespaceMode::Pod, NamespaceMode::Container, NamespaceMode::Pod);
+    let pod = pod_within(node, &modes);
+    let container = pod.start(program(&["sleep", "1001"]));
+    pod.start(program(&["sleep", "1002"]));
+    let ps = container.exec(&["ps"]).ok().out;
+    let lines: Vec<&str> = ps.lines().skip(1).collect();
+    assert!(lines.len() == 2 && lines[0].contains(" 1 ") && lines[0].ends_with("sleep 1001"), "{ps}");
+    pod.end();
+}
+
+fn a_pod_can_share_its_pids(node: &mut Node) {
+    let modes = modes(NamespaceMode::Pod, NamespaceMode::Pod, NamespaceMode::Pod);
+    let pod = pod_within(node, &modes);
+    let one = pod.start(sh("sleep 1001 & exec sleep 1002"));
+    let two = pod.start(program(&["sleep", "1003"]));
+    let link = "readlink /proc/self/ns/pid";
+    assert_eq!(one.says(link), two.says(link));
+    let ps = || two.exec(&["ps"]).ok().out;
+    for each in ["sleep 1001", "sleep 1002", "sleep 1003", "    1 root"] {
+        assert!(ps().contains(each), "{each}: {}", ps());
+    }
+    assert!(!ps().lines().any(|line| line.contains(" 1 root") && line.contains("sleep 100")), "PID 1 is the pod's");
+    one.stop(0);
+    assert_eq!(one.ended().exit_code, 137);
+    eventually("all that it has started is gone", || !ps().contains("sleep 1001"));
+    assert!(ps().contains("sleep 1003"), "the other goes on");
+    pod.end();
+}
+
+fn a_container_can_join_the_pids_of_another(node: &mut Node) {
+    let modes = modes(NamespaceMode::Pod, NamespaceMode::Container, NamespaceMode::Pod);
+    let pod = pod_within(node, &modes);
+    let target = pod.start(program(&["sleep", "1001"]));
+    let mut ephemeral = idle();
+    security(&mut ephemeral).namespace_options =
+        Some(cri::NamespaceOption { pid: NamespaceMode::Target.into(), target_id: target.id.clone(), ..modes.clone() });
+    let ephemeral = pod.start(ephemeral);
+    let ps = ephemeral.exec(&["ps"]).ok().out;
+    assert!(ps.lines().any(|line| line.trim_start().starts_with("1 ") && line.ends_with("sleep 1001")), "{ps}");
+    ephemeral.stop(0);
+    assert_eq!(target.exec(&["echo", "on"]).ok().out, "on\n", "the target goes on");
+    pod.end();
+}
+
+fn host_pids(node: &mut Node) {
+    let modes = modes(NamespaceMode::Pod, NamespaceMode::Node, NamespaceMode::Pod);
+    let pod = pod_within(node, &modes);
+    let container = pod.start(sh("sleep 1001 & exec sleep 1002"));
+    assert_eq!(container.says("readlink /proc/self/ns/pid").trim(), namespace("pid"));
+    assert_eq!(container.says("ls -d /proc/1").trim(), "/proc/1");
+    assert_eq!(
+        container.says(&format!("ls -d /proc/{}", std::process::id())).trim(),
+        format!("/proc/{}", std::process::id())
+    );
+    let children = std::fs::read_to_string(format!("/proc/{0}/task/{0}/children", container.pid())).expect("children");
+    let child: u32 = children.trim().parse().expect("one child");
+    container.stop(0);
+    assert_eq!(container.ended().exit_code, 137);
+    eventually("its children are gone", || !std::path::Path::new(&format!("/proc/{child}")).exists());
+    pod.end();
+}
+
+/// Without a pause container containerd 2.1 itself crashes on such a pod.
+fn host_network(node: &mut Node) {
+    let modes = modes(NamespaceMode::Node, NamespaceMode::Container, NamespaceMode::Pod);
+    let pod = node.pod_with(|config| {
+        pod_security(config).namespace_options = Some(modes.clone());
+        config.hostname = String::new();
+    });
+    let container = pod.start(idle());
+    let network = node.containerd.network().expect("a network").name();
+    assert_eq!(container.says("readlink /proc/self/ns/net").trim(), network);
+    assert_eq!(container.says("readlink /proc/self/ns/uts").trim(), namespace("uts"));
+    let hostname = std::fs::read_to_string("/proc/sys/kernel/hostname").expect("a hostname");
+    assert_eq!(container.says("hostname"), hostname);
+    assert_eq!(container.says("ls /sys/class/net | grep lo"), "lo\n");
+    pod.end();
+}
+
+fn host_ipc(node: &mut Node) {
+    let modes = modes(NamespaceMode::Pod, NamespaceMode::Container, NamespaceMode::Node);
+    let pod = pod_within(node, &modes);
+    let container = pod.start(idle());
+    assert_eq!(container.says("readlink /proc/self/ns/ipc").trim(), namespace("ipc"));
+    let note = format!("/dev/shm/{}", pod.config.hostname);
+    std::fs::write(&note, "from the node").expect("write to /dev/shm");
+    let read = container.exec(&["cat", &note]);
+    std::fs::remove_file(&note).expect("remove the note");
+    assert_eq!(read.ok().out, "from the node");
+    pod.end();
+}
+
+fn pods_have_addresses(node: &mut Node) {
+    let (one, two) = (node.pod(), node.pod());
+    let address = |pod: &Pod| pod.status().network.expect("a network").ip;
+    assert!(address(&one).starts_with("10.88.0.") && address(&one) != address(&two));
+    let server = one.start(sh("ip addr show eth0; echo from one pod to another | nc -l -p 8000"));
+    eventually("the server listens", || server.says("cat /proc/net/tcp /proc/net/tcp6").contains(":1F40 "));
+    assert!(server.output().contains(&format!("inet {}/16", address(&one))), "{}", server.output());
+    assert_eq!(two.says(&format!("nc {} 8000 < /dev/null", address(&one))), "from one pod to another\n");
+    server.ended();
+    one.end();
+    two.end();
+}
+
+fn sysctls(node: &mut Node) {
+    let sysctls =
+        [("kernel.shm_rmid_forced", "1"), ("net.ipv4.ip_unprivileged_port_start", "80"), ("kernel.msgmax", "9000")];
+    let pod = node.pod_with(|config| {
+        let linux = config.linux.as_mut().expect("linux");
+        linux.sysctls = sysctls.iter().map(|(key, value)| (key.to_string(), value.to_string())).collect();
+    });
+    let container = pod.start(idle());
+    for (key, value) in sysctls {
+        let said = container.says(&format!("cat /proc/sys/{}", key.replace('.', "/")));
+        assert_eq!(said.trim(), value, "{key}");
+    }
+    let ours = std::fs::read_to_string("/proc/sys/kernel/shm_rmid_forced").expect("a sysctl");
+    assert_eq!(ours.trim(), "0", "the node keeps its own");
+    pod.end();
+    let mut config = node.pod_config();
+    config.linux.as_mut().expect("linux").sysctls.insert("kernel.no_such_sysctl".into(), "1".into());
+    let error = node.run(config).err().expect("there is no such sysctl");
+    assert!(error.message().contains("no_such_sysctl"), "{error}");
+}
+
+fn hostname_and_dns(node: &mut Node) {
+    let pod = node.pod_with(|config| {
+        config.hostname = "a-host-of-its-own".into();
+        config.dns_config = Some(cri::DnsConfig {
+            servers: vec!["10.96.0.10".into()],
+            searches: vec!["default.svc.cluster.local".into(), "svc.cluster.local".into()],
+            options: vec!["ndots:5".into()],
+        });
+    });
+    let container = pod.start(idle());
+    assert_eq!(container.says("hostname; cat /etc/hostname; uname -n"), "a-host-of-its-own\n".repeat(3));
+    assert_eq!(
+        container.says("cat /etc/resolv.conf"),
+        "search default.svc.cluster.local svc.cluster.local\nnameserver 10.96.0.10\noptions ndots:5\n"
+    );
+    pod.end();
+}
