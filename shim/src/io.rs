@@ -46,6 +46,8 @@ pub struct Io {
     stdin_pipe: Option<OwnedFd>,
     close_stdin: Rc<Notify>,
     open: watch::Receiver<usize>,
+    /// The process is being deleted.
+    closing: watch::Sender<bool>,
     logger: Option<Logger>,
 }
 
@@ -254,8 +256,9 @@ impl Copies {
             let Some(pipe) = pipe else { continue };
             open_tx.send_modify(|n| *n += 1);
             let open_tx = open_tx.clone();
+            let closing = io.closing.subscribe();
             io.copies.push(tokio::task::spawn_local(async move {
-                if let Err(errno) = copy_output(pipe, output).await {
+                if let Err(errno) = copy_output(pipe, output, closing).await {
                     log::warn!("copy output: {}", skiff::error::errno_text(errno));
                 }
                 open_tx.send_modify(|n| *n -= 1);
@@ -275,6 +278,7 @@ impl Io {
             stdin_pipe: None,
             close_stdin: Rc::new(Notify::new()),
             open,
+            closing: watch::Sender::new(false),
             logger: None,
         }
     }
@@ -302,8 +306,9 @@ impl Io {
             logger.ready().await?;
         }
         output.open("stdout").await?;
+        let closing = io.closing.subscribe();
         io.copies.push(tokio::task::spawn_local(async move {
-            if let Err(errno) = copy_console(master, output).await {
+            if let Err(errno) = copy_console(master, output, closing).await {
                 log::warn!("copy terminal: {}", skiff::error::errno_text(errno));
             }
             open_tx.send_modify(|n| *n -= 1);
@@ -333,8 +338,9 @@ impl Io {
         }
     }
 
-    /// Waits until all output has been copied, or the time is over.
+    /// Waits until all output has been copied, or nobody reads it, or the time is over.
     pub fn drained(&self, patience: Duration) -> impl Future<Output = ()> + use<> {
+        self.closing.send_replace(true);
         let mut open = self.open.clone();
         async move {
             let _ = tokio::time::timeout(patience, open.wait_for(|n| *n == 0)).await;
@@ -381,18 +387,44 @@ pub fn watch_fd(fd: OwnedFd, interest: Interest) -> nix::Result<AsyncFd<OwnedFd>
     AsyncFd::with_interest(fd, interest).map_err(errno)
 }
 
-async fn copy_output(pipe: OwnedFd, output: Output) -> nix::Result<()> {
+/// Does `copy` to a FIFO, of which `reader` is our own one: it is given up when the process is deleted, so that a client
+/// that has stopped reading is seen to have gone.
+async fn to_fifo(
+    copy: impl Future<Output = nix::Result<()>>,
+    reader: Option<OwnedFd>,
+    mut closing: watch::Receiver<bool>,
+) -> nix::Result<()> {
+    tokio::pin!(copy);
+    let mut reader = reader;
+    loop {
+        tokio::select! {
+            result = &mut copy => return match result {
+                Err(Errno::EPIPE) => Ok(()),
+                other => other,
+            },
+            _ = closing.wait_for(|closing| *closing), if reader.is_some() => drop(reader.take()),
+        }
+    }
+}
+
+async fn copy_output(pipe: OwnedFd, output: Output, closing: watch::Receiver<bool>) -> nix::Result<()> {
     match output {
         Output::Null | Output::Pipe(_) | Output::Fifo(_) => Ok(()),
         Output::File(file) => copy_to_file(pipe, file).await,
-        Output::Open(writer, _reader) => {
-            move_pages(watch_fd(pipe, Interest::READABLE)?, watch_fd(writer, Interest::WRITABLE)?).await
+        Output::Open(writer, reader) => {
+            let to = watch_fd(writer, Interest::WRITABLE)?;
+            let copy = async {
+                move_pages(watch_fd(pipe, Interest::READABLE)?, &to).await?;
+                all_read(&to).await;
+                Ok(())
+            };
+            to_fifo(copy, Some(reader), closing).await
         }
     }
 }
 
 /// splice(2) from pipe to pipe until the end of `from`.
-async fn move_pages(from: AsyncFd<OwnedFd>, to: AsyncFd<OwnedFd>) -> nix::Result<()> {
+async fn move_pages(from: AsyncFd<OwnedFd>, to: &AsyncFd<OwnedFd>) -> nix::Result<()> {
     loop {
         let mut readable = from.readable().await.map_err(errno)?;
         let mut writable = to.writable().await.map_err(errno)?;
@@ -416,9 +448,22 @@ async fn move_pages(from: AsyncFd<OwnedFd>, to: AsyncFd<OwnedFd>) -> nix::Result
     }
 }
 
+/// Waits until what is in a FIFO has been read, or there is nobody to read it: closed before that, it would be lost on a
+/// client that has not come to its opening yet.
+async fn all_read(fifo: &AsyncFd<OwnedFd>) {
+    let mut pause = Duration::from_micros(100);
+    while skiff::sys::tty::unread(fifo.get_ref().as_fd()).is_ok_and(|bytes| bytes > 0)
+        && !ready(fifo.get_ref(), PollFlags::POLLERR)
+    {
+        tokio::time::sleep(pause).await;
+        pause = (pause * 2).min(Duration::from_millis(5));
+    }
+}
+
 fn ready(fd: &OwnedFd, events: PollFlags) -> bool {
     let mut fds = [PollFd::new(fd.as_fd(), events)];
-    poll(&mut fds, PollTimeout::ZERO).is_ok_and(|n| n > 0)
+    let polled = poll(&mut fds, PollTimeout::ZERO).is_ok_and(|n| n > 0);
+    polled && fds[0].revents().is_some_and(|got| got.intersects(events | PollFlags::POLLERR | PollFlags::POLLHUP))
 }
 
 async fn copy_to_file(pipe: OwnedFd, mut file: File) -> nix::Result<()> {
@@ -493,18 +538,29 @@ async fn write_all(to: &AsyncFd<OwnedFd>, mut bytes: &[u8]) -> nix::Result<()> {
     Ok(())
 }
 
-async fn copy_console(master: OwnedFd, output: Output) -> nix::Result<()> {
-    enum To {
-        Null,
-        File(File),
-        Fifo(AsyncFd<OwnedFd>, #[allow(dead_code, reason = "held open")] Option<OwnedFd>),
+async fn copy_console(master: OwnedFd, output: Output, closing: watch::Receiver<bool>) -> nix::Result<()> {
+    match output {
+        Output::Null | Output::Fifo(_) => copy_terminal(master, To::Null).await,
+        Output::File(file) => copy_terminal(master, To::File(file)).await,
+        Output::Open(writer, reader) => {
+            let copy = copy_terminal(master, To::Fifo(watch_fd(writer, Interest::WRITABLE)?));
+            to_fifo(copy, Some(reader), closing).await
+        }
+        Output::Pipe(pipe) => {
+            let copy = copy_terminal(master, To::Fifo(watch_fd(pipe, Interest::WRITABLE)?));
+            to_fifo(copy, None, closing).await
+        }
     }
-    let mut to = match output {
-        Output::Null | Output::Fifo(_) => To::Null,
-        Output::File(file) => To::File(file),
-        Output::Open(writer, reader) => To::Fifo(watch_fd(writer, Interest::WRITABLE)?, Some(reader)),
-        Output::Pipe(pipe) => To::Fifo(watch_fd(pipe, Interest::WRITABLE)?, None),
-    };
+}
+
+/// Where a terminal's output goes.
+enum To {
+    Null,
+    File(File),
+    Fifo(AsyncFd<OwnedFd>),
+}
+
+async fn copy_terminal(master: OwnedFd, mut to: To) -> nix::Result<()> {
     let master = watch_fd(master, Interest::READABLE)?;
     let mut buffer = vec![0u8; 8 << 10];
     loop {
@@ -515,7 +571,7 @@ async fn copy_console(master: OwnedFd, output: Output) -> nix::Result<()> {
             Ok(n) => match &mut to {
                 To::Null => {}
                 To::File(file) => file.write_all(&buffer[..n]).map_err(errno)?,
-                To::Fifo(fifo, _) => write_all(fifo, &buffer[..n]).await?,
+                To::Fifo(fifo) => write_all(fifo, &buffer[..n]).await?,
             },
             Err(Errno::EAGAIN) => guard.clear_ready(),
             Err(Errno::EINTR) => {}

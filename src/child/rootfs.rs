@@ -103,11 +103,11 @@ fn host_null() -> nix::Result<OwnedFd> {
 fn bind_root(plan: &Rootfs) -> Result<OwnedFd, Failure> {
     let open = || -> nix::Result<OwnedFd> {
         let dir = open_root(&plan.path)?;
-        let copy = mount::clone_tree(dir.as_fd(), c"", true)?;
         if plan.host_propagation.0 == libc::MS_SHARED {
-            // pivot_root(2) refuses a root whose parent mount is shared.
+            // pivot_root(2) refuses a root that is shared, as a copy of a shared mount is, and one on a shared mount.
             make_parent_private(&plan.path)?;
         }
+        let copy = mount::clone_tree(dir.as_fd(), c"", true)?;
         mount::attach(copy.as_fd(), dir.as_fd())?;
         Ok(copy)
     };

@@ -48,6 +48,14 @@ pub fn size(fd: BorrowedFd<'_>) -> nix::Result<Size> {
     Ok(Size { width: win.ws_col, height: win.ws_row })
 }
 
+/// Bytes that wait in a pipe or terminal: FIONREAD.
+pub fn unread(fd: BorrowedFd<'_>) -> nix::Result<usize> {
+    let mut n: libc::c_int = 0;
+    // SAFETY: FIONREAD writes an int.
+    Errno::result(unsafe { libc::ioctl(fd.as_raw_fd(), libc::FIONREAD, &raw mut n) })?;
+    Ok(usize::try_from(n).unwrap_or(0))
+}
+
 /// Makes `slave` the controlling terminal of this session leader: TIOCSCTTY.
 pub fn set_controlling(slave: &OwnedFd) -> nix::Result<()> {
     // SAFETY: TIOCSCTTY takes its argument by value.
