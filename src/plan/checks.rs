@@ -68,10 +68,9 @@ pub fn against_namespaces(spec: &Spec, namespaces: &Namespaces) -> Result<()> {
             return Err(Error::invalid(field, format!("unable to set {field} without a private UTS namespace")));
         }
     }
-    if let Some(linux) = linux {
-        if linux.intel_rdt().is_some() {
-            return Err(unsupported("linux.intelRdt"));
-        }
+    if linux.is_some_and(|linux| linux.intel_rdt().is_some()) {
+        // Also where the file system is there: nothing is written to it yet.
+        return Err(unsupported("linux.intelRdt"));
     }
     Ok(())
 }

@@ -224,7 +224,7 @@ fn process(out: &mut Lines, plan: &Plan, filter: usize) {
             ("ambient", caps.ambient),
         ] {
             let names: Vec<String> =
-                (0..64u8).filter(|n| bits & (1 << n) != 0).map(|n| super::capabilities::name(n)).collect();
+                (0..64u8).filter(|n| bits & (1 << n) != 0).map(super::capabilities::name).collect();
             let names = if names.is_empty() { "none".to_string() } else { names.join(",") };
             out.push("capabilities", format!("{set}: {names}"));
         }

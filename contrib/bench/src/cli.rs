@@ -6,7 +6,7 @@ use std::process::{Command, Stdio};
 use serde_json::json;
 use skiff_test_support::{Bundle, unique};
 
-use crate::{Bench, milliseconds, program};
+use crate::{Bench, Contender, milliseconds, program};
 
 fn quietly(command: &mut Command) {
     let status = command.stdin(Stdio::null()).stdout(Stdio::null()).status();
@@ -62,7 +62,7 @@ pub fn run(bench: &mut Bench) {
     let bundle = bundle(&["true"]);
     let dir = bundle.path();
     let runtimes = runtimes(dir);
-    let mut contenders: Vec<(&str, Box<dyn FnMut() -> f64 + '_>)> = Vec::new();
+    let mut contenders: Vec<Contender<'_>> = Vec::new();
     for (name, path) in &runtimes {
         contenders.push((name, Box::new(|| milliseconds(|| runtime(path, dir, &["run", &unique("bench")])))));
     }
@@ -79,7 +79,7 @@ pub fn run(bench: &mut Bench) {
     }
     bench.compare("run true", "ms", contenders);
 
-    let mut contenders: Vec<(&str, Box<dyn FnMut() -> f64 + '_>)> = Vec::new();
+    let mut contenders: Vec<Contender<'_>> = Vec::new();
     for (name, path) in &runtimes {
         let cycle = || {
             let id = unique("bench");
@@ -98,7 +98,7 @@ pub fn run(bench: &mut Bench) {
     for ((_, path), id) in runtimes.iter().zip(&ids) {
         runtime(path, sleeping.path(), &["run", "-d", id]);
     }
-    let mut contenders: Vec<(&str, Box<dyn FnMut() -> f64 + '_>)> = Vec::new();
+    let mut contenders: Vec<Contender<'_>> = Vec::new();
     for ((name, path), id) in runtimes.iter().zip(&ids) {
         contenders.push((name, Box::new(move || milliseconds(|| runtime(path, dir, &["exec", id, "true"])))));
     }
@@ -138,7 +138,7 @@ pub fn growth(bench: &mut Bench) {
         ("run true with 200 mounts in the spec", &mounts),
         ("run true with an environment of 1 MiB", &environment),
     ] {
-        let mut contenders: Vec<(&str, Box<dyn FnMut() -> f64 + '_>)> = Vec::new();
+        let mut contenders: Vec<Contender<'_>> = Vec::new();
         for (name, path) in &runtimes {
             let run = || milliseconds(|| runtime(path, bundle.path(), &["run", &unique("bench")]));
             contenders.push((name, Box::new(run)));
@@ -166,7 +166,7 @@ pub fn growth(bench: &mut Bench) {
         times.sort_by(f64::total_cmp);
         times[times.len() / 2]
     };
-    let contenders: Vec<(&str, Box<dyn FnMut() -> f64 + '_>)> = vec![
+    let contenders: Vec<Contender<'_>> = vec![
         ("at 1000", Box::new(|| among(1000))),
         ("at 20", Box::new(|| among(20))),
         ("at 250", Box::new(|| among(250))),

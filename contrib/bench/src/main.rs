@@ -14,6 +14,11 @@ use std::time::Instant;
 
 use serde_json::{Value, json};
 
+/// Who is measured: a name, and what yields a figure.
+pub type Contender<'a> = (&'a str, Box<dyn FnMut() -> f64 + 'a>);
+
+type Section = fn(&mut Bench);
+
 /// What is compared, and how often.
 pub struct Bench {
     /// Rounds of each comparison.
@@ -48,18 +53,12 @@ fn median(values: &[f64]) -> f64 {
 
 impl Bench {
     /// Measures each of `contenders` in turns; the first one is skiff. Every function yields a figure in `unit`.
-    pub fn compare(&mut self, what: &str, unit: &str, contenders: Vec<(&str, Box<dyn FnMut() -> f64 + '_>)>) {
+    pub fn compare(&mut self, what: &str, unit: &str, contenders: Vec<Contender<'_>>) {
         self.compare_rounds(what, unit, self.rounds, contenders);
     }
 
     /// The same with a number of rounds of its own.
-    pub fn compare_rounds(
-        &mut self,
-        what: &str,
-        unit: &str,
-        rounds: usize,
-        mut contenders: Vec<(&str, Box<dyn FnMut() -> f64 + '_>)>,
-    ) {
+    pub fn compare_rounds(&mut self, what: &str, unit: &str, rounds: usize, mut contenders: Vec<Contender<'_>>) {
         let mut figures: Vec<Vec<f64>> = vec![Vec::new(); contenders.len()];
         for _ in 0..rounds {
             for (at, (_, run)) in contenders.iter_mut().enumerate() {
@@ -93,7 +92,7 @@ fn main() {
     words.retain(|word| word != "--quick");
     let wanted = |section: &str| words.is_empty() || words.iter().any(|word| word == section);
     let mut bench = Bench { rounds: if quick { 9 } else { 31 }, results: Vec::new(), noisy: false };
-    let sections: [(&str, fn(&mut Bench)); 6] = [
+    let sections: [(&str, Section); 6] = [
         ("cli", cli::run),
         ("shim", shim::lives),
         ("memory", shim::memory),

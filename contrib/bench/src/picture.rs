@@ -9,7 +9,7 @@ use serde_json::Value;
 pub fn draw(path: &Path, results: &[Value]) -> Result<(), Box<dyn std::error::Error>> {
     let bars: Vec<(String, f64)> = results
         .iter()
-        .filter(|one| one["who"] != "skiff" && one["unit"] == "ms" || one["unit"] == "KiB" && one["who"] != "skiff")
+        .filter(|one| one["who"] != "skiff" && (one["unit"] == "ms" || one["unit"] == "KiB"))
         .filter(|one| !one["who"].as_str().unwrap_or_default().starts_with("at "))
         .filter_map(|one| {
             Some((format!("{} / {}", one["what"].as_str()?, one["who"].as_str()?), one["ratio"].as_f64()?))

@@ -6,7 +6,7 @@ use std::process::Command;
 use skiff_test_support::{Bundle, unique};
 
 use crate::daemon::Daemon;
-use crate::{Bench, milliseconds, program};
+use crate::{Bench, Contender, milliseconds, program};
 
 fn shims() -> Vec<(&'static str, PathBuf)> {
     let default = "target/release/containerd-shim-skiff-v2";
@@ -25,7 +25,7 @@ fn bundle(args: &[&str]) -> Bundle {
 /// launch, Create, Start, Wait, Delete, Shutdown; and exec cycles.
 pub fn lives(bench: &mut Bench) {
     let shims = shims();
-    let mut contenders: Vec<(&str, Box<dyn FnMut() -> f64 + '_>)> = Vec::new();
+    let mut contenders: Vec<Contender<'_>> = Vec::new();
     for (name, path) in &shims {
         let life = || {
             let bundle = bundle(&["true"]);
@@ -46,7 +46,7 @@ pub fn lives(bench: &mut Bench) {
     bench.compare("shim: launch to shutdown", "ms", contenders);
 
     let daemons: Vec<Daemon> = shims.iter().map(|(_, path)| running(path)).collect();
-    let mut contenders: Vec<(&str, Box<dyn FnMut() -> f64 + '_>)> = Vec::new();
+    let mut contenders: Vec<Contender<'_>> = Vec::new();
     for ((name, _), daemon) in shims.iter().zip(&daemons) {
         contenders.push((name, Box::new(move || milliseconds(|| daemon.exec(&unique("e"))))));
     }
@@ -85,7 +85,7 @@ pub fn memory(bench: &mut Bench) {
         }
         let all = |what: &str, unit: &str, pick: fn(&(f64, f64, f64)) -> f64, bench: &mut Bench| {
             let contenders = shims.iter().zip(&figures);
-            let contenders: Vec<(&str, Box<dyn FnMut() -> f64 + '_>)> = contenders
+            let contenders: Vec<Contender<'_>> = contenders
                 .map(|((name, _), f)| (*name, Box::new(move || pick(f)) as Box<dyn FnMut() -> f64>))
                 .collect();
             bench.compare_rounds(what, unit, 1, contenders);
