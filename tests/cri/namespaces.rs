@@ -1,9 +1,11 @@
 //! What the containers of a pod share, with each other and with the node.
 
-use skiff_cri_client::cri::{self, NamespaceMode};
-use skiff_test_support::eventually;
+use std::os::unix::fs::MetadataExt;
 
-use crate::node::{Node, Pod, idle, pod_security, program, security, sh};
+use skiff_cri_client::cri::{self, NamespaceMode};
+use skiff_test_support::{Version, eventually};
+
+use crate::node::{Node, Pod, call, idle, pod_security, program, security, sh};
 
 crate::under_both!(
     containers_share_network_ipc_and_uts,
@@ -15,7 +17,7 @@ crate::under_both!(
     pods_have_addresses,
     sysctls,
     hostname_and_dns;
-    with_a_pause_container: host_network,
+    with_a_pause_container: host_network, user_namespaces,
 );
 
 fn namespace(which: &str) -> String {
@@ -24,7 +26,7 @@ fn namespace(which: &str) -> String {
 
 /// What the kubelet sends to both the pod and its containers.
 fn modes(network: NamespaceMode, pid: NamespaceMode, ipc: NamespaceMode) -> cri::NamespaceOption {
-    cri::NamespaceOption { network: network.into(), pid: pid.into(), ipc: ipc.into(), target_id: String::new() }
+    cri::NamespaceOption { network: network.into(), pid: pid.into(), ipc: ipc.into(), ..Default::default() }
 }
 
 fn pod_within<'a>(node: &'a Node, modes: &cri::NamespaceOption) -> Pod<'a> {
@@ -196,5 +198,42 @@ fn hostname_and_dns(node: &mut Node) {
         container.says("cat /etc/resolv.conf"),
         "search default.svc.cluster.local svc.cluster.local\nnameserver 10.96.0.10\noptions ndots:5\n"
     );
+    pod.end();
+}
+
+fn user_namespaces(node: &mut Node) {
+    let status = call!(node, status, cri::StatusRequest { verbose: false }).expect("a status");
+    let handler = status.runtime_handlers.into_iter().find(|handler| handler.name == "path");
+    if !handler.and_then(|handler| handler.features).is_some_and(|features| features.user_namespaces) {
+        // Not offered: containerd 1.6, and a runc that cannot map the ids of mounts.
+        assert!(!node.containerd.is_skiff() || node.containerd.version() == Version::V1);
+        return;
+    }
+    let mappings = || vec![cri::IdMapping { host_id: 100_000, container_id: 0, length: 65_536 }];
+    let users = cri::UserNamespace { mode: NamespaceMode::Pod.into(), uids: mappings(), gids: mappings() };
+    let mut config = node.pod_config();
+    pod_security(&mut config).namespace_options.get_or_insert_default().userns_options = Some(users);
+    let pod = node.run_with_handler(config, "path").unwrap_or_else(|e| panic!("run a pod: {e}"));
+    let volume = node.containerd.dir().join("volume");
+    std::fs::create_dir(&volume).expect("a volume");
+    let mut config = idle();
+    config.mounts = vec![cri::Mount {
+        container_path: "/volume".into(),
+        host_path: volume.display().to_string(),
+        uid_mappings: mappings(),
+        gid_mappings: mappings(),
+        ..cri::Mount::default()
+    }];
+    let container = pod.start(config);
+    let other = pod.start(idle());
+    assert_eq!(container.says("id -u"), "0\n");
+    let map = container.says("cat /proc/self/uid_map");
+    assert_eq!(map.split_whitespace().collect::<Vec<_>>(), ["0", "100000", "65536"]);
+    assert_eq!(container.says("readlink /proc/self/ns/user"), other.says("readlink /proc/self/ns/user"));
+    let owner = |path: &std::path::Path| std::fs::metadata(path).expect("a file").uid();
+    assert_eq!(owner(format!("/proc/{}", container.pid()).as_ref()), 100_000, "it is nobody on the node");
+    container.says("touch /volume/x && touch /root/x");
+    assert_eq!(owner(&volume.join("x")), 0, "the ids of a volume are mapped");
+    assert_eq!(container.says("stat -c %u /volume /bin/busybox"), "0\n0\n");
     pod.end();
 }
