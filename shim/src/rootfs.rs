@@ -1,12 +1,13 @@
 //! Root file systems that containerd describes as mounts: mounted on the bundle's `rootfs`, and unmounted again.
 
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
 use containerd_shim_protos::types::mount::Mount;
 use nix::errno::Errno;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
+use skiff::launch::idmap;
 use skiff::{Error, Kind, Result};
 
 /// What one of containerd's mounts asks for.
@@ -15,6 +16,8 @@ struct Flags {
     flags: MsFlagsBits,
     propagation: Vec<u64>,
     data: Vec<String>,
+    /// Lines of uid_map and gid_map: ids below are mapped.
+    maps: (String, String),
 }
 
 type MsFlagsBits = u64;
@@ -51,11 +54,13 @@ fn parse(options: &[String]) -> Result<Flags> {
             "defaults" => (0, 0),
             "loop" => return Err(Error::new(Kind::Unsupported, "rootfs: mount option \"loop\": not supported yet")),
             word => {
-                if word.starts_with("uidmap=") || word.starts_with("gidmap=") {
-                    return Err(Error::new(
-                        Kind::Unsupported,
-                        format!("rootfs: mount option {word:?}: not supported yet"),
-                    ));
+                if let Some(map) = word.strip_prefix("uidmap=") {
+                    out.maps.0 = id_map(word, map)?;
+                    continue;
+                }
+                if let Some(map) = word.strip_prefix("gidmap=") {
+                    out.maps.1 = id_map(word, map)?;
+                    continue;
                 }
                 match skiff::plan::mount_options::propagation(word) {
                     Some((flag, recursive)) => out.propagation.push(flag | if recursive { libc::MS_REC } else { 0 }),
@@ -65,6 +70,19 @@ fn parse(options: &[String]) -> Result<Flags> {
             }
         };
         out.flags = out.flags & !clear | set;
+    }
+    Ok(out)
+}
+
+/// `inside:outside:count[,...]` as lines of an id map.
+fn id_map(option: &str, map: &str) -> Result<String> {
+    let mut out = String::new();
+    for entry in map.split(',') {
+        let numbers: Vec<&str> = entry.split(':').collect();
+        if numbers.len() != 3 || numbers.iter().any(|n| n.parse::<u32>().is_err()) {
+            return Err(Error::invalid(format!("rootfs: mount option {option:?}"), "not inside:outside:count"));
+        }
+        out += &format!("{}\n", numbers.join(" "));
     }
     Ok(out)
 }
@@ -98,8 +116,19 @@ fn mount_one(rootfs: &Path, one: &Mount) -> Result<()> {
     let none: Option<&str> = None;
     let fail = |errno| Error::sys(&what, errno);
     let is_bind = flags.contains(MsFlags::MS_BIND);
-    if one.type_ == "overlay" && data.len() >= page_size() {
-        overlay(&target, &parsed, flags).map_err(fail)?;
+    let mapped = match (parsed.maps.0.as_str(), parsed.maps.1.as_str()) {
+        ("", "") => None,
+        (uids, gids) => Some(idmap::user_namespace(uids, gids).map_err(|err| err.context(&what))?),
+    };
+    let hint = |errno| Error::sys(format!("{what}: map ids{}", idmap::hint(errno)), errno);
+    if one.type_ == "overlay" && (mapped.is_some() || data.len() >= page_size()) {
+        overlay(&target, &parsed, flags, mapped.as_ref()).map_err(if mapped.is_some() {
+            &hint
+        } else {
+            &fail as &dyn Fn(Errno) -> Error
+        })?;
+    } else if let Some(namespace) = &mapped {
+        bind_mapped(one, &target, flags, namespace).map_err(hint)?;
     } else {
         let first = if is_bind { flags & (MsFlags::MS_BIND | MsFlags::MS_REC) } else { flags };
         let data = if is_bind || data.is_empty() { none } else { Some(data.as_str()) };
@@ -120,21 +149,60 @@ fn page_size() -> usize {
 }
 
 /// mount(2) takes a page of options; fsconfig(2) takes layers one by one.
-fn overlay(target: &Path, parsed: &Flags, flags: MsFlags) -> nix::Result<()> {
-    use skiff::sys::mount::{FsContext, attach, attr, cstring};
+/// With ids mapped each lower layer is a mapped mount of its own, given by its descriptor (Linux 6.13).
+fn overlay(target: &Path, parsed: &Flags, flags: MsFlags, mapped: Option<&OwnedFd>) -> nix::Result<()> {
+    use skiff::sys::mount::{FsContext, attach, cstring};
     let context = FsContext::open(c"overlay")?;
+    // Detached, they are gone when their descriptors are.
+    let mut copies = Vec::new();
     for option in &parsed.data {
         let (key, value) = option.split_once('=').map_or((option.as_str(), None), |(k, v)| (k, Some(v)));
         match (key, value) {
             ("lowerdir", Some(layers)) => {
                 for layer in layers.split(':') {
-                    context.set(c"lowerdir+", Some(&cstring(layer)?))?;
+                    match mapped {
+                        Some(namespace) => {
+                            let copy = mapped_copy(layer, namespace)?;
+                            context.set_fd(c"lowerdir+", copy.as_fd())?;
+                            copies.push(copy);
+                        }
+                        None => context.set(c"lowerdir+", Some(&cstring(layer)?))?,
+                    }
                 }
             }
             (key, Some(value)) => context.set(&cstring(key)?, Some(&cstring(value)?))?,
             (key, None) => context.set(&cstring(key)?, None)?,
         }
     }
+    let fd = context.mount(attributes(flags)).map_err(|(errno, _)| errno)?;
+    attach(fd.as_fd(), open_path(target)?.as_fd())
+}
+
+fn open_path(path: &Path) -> nix::Result<OwnedFd> {
+    let flags = nix::fcntl::OFlag::O_PATH | nix::fcntl::OFlag::O_CLOEXEC;
+    nix::fcntl::open(path, flags, nix::sys::stat::Mode::empty())
+}
+
+/// A detached copy of what is at `path`, with its ids mapped.
+fn mapped_copy(path: &str, namespace: &OwnedFd) -> nix::Result<OwnedFd> {
+    let copy = skiff::sys::mount::clone_tree(open_path(Path::new(path))?.as_fd(), c"", false)?;
+    idmap::apply(&copy, namespace, false)?;
+    Ok(copy)
+}
+
+fn bind_mapped(one: &Mount, target: &Path, flags: MsFlags, namespace: &OwnedFd) -> nix::Result<()> {
+    use skiff::sys::mount::{MountAttr, attach, setattr};
+    if !flags.contains(MsFlags::MS_BIND) {
+        return Err(Errno::EOPNOTSUPP);
+    }
+    let copy = mapped_copy(&one.source, namespace)?;
+    setattr(copy.as_fd(), false, &MountAttr { set: attributes(flags), ..MountAttr::default() })?;
+    attach(copy.as_fd(), open_path(target)?.as_fd())
+}
+
+/// MOUNT_ATTR_* of mount(2)'s flags.
+fn attributes(flags: MsFlags) -> u64 {
+    use skiff::sys::mount::attr;
     let mut attrs = 0;
     for (flag, bit) in [
         (MsFlags::MS_RDONLY, attr::RDONLY),
@@ -147,13 +215,7 @@ fn overlay(target: &Path, parsed: &Flags, flags: MsFlags) -> nix::Result<()> {
             attrs |= bit;
         }
     }
-    let fd = context.mount(attrs).map_err(|(errno, _)| errno)?;
-    let onto = nix::fcntl::open(
-        target,
-        nix::fcntl::OFlag::O_PATH | nix::fcntl::OFlag::O_CLOEXEC,
-        nix::sys::stat::Mode::empty(),
-    )?;
-    attach(fd.as_fd(), onto.as_fd())
+    attrs
 }
 
 /// A mount's target below the rootfs, which may have symlinks of an image in it by now.
@@ -204,9 +266,10 @@ mod tests {
 
     #[test]
     fn what_is_not_supported_is_said() {
-        for option in ["loop", "uidmap=0:1:1", "gidmap=0:1:1"] {
-            assert_eq!(parsed(&[option]).unwrap_err().kind(), Kind::Unsupported, "{option}");
-        }
+        assert_eq!(parsed(&["loop"]).unwrap_err().kind(), Kind::Unsupported);
+        let maps = parsed(&["uidmap=0:100000:65536,65536:1:1", "gidmap=0:7:1"]).unwrap().maps;
+        assert_eq!(maps, ("0 100000 65536\n65536 1 1\n".to_string(), "0 7 1\n".to_string()));
+        assert_eq!(parsed(&["uidmap=0:1"]).unwrap_err().kind(), Kind::Invalid);
     }
 
     #[test]

@@ -27,8 +27,8 @@ pub struct Init<'a> {
     pub filter: Option<(Vec<SockFilter>, u32)>,
     /// Namespaces to join, with their CLONE_NEW* flag and place in the plan; the pid namespace is not among them.
     pub joins: Vec<(u64, usize, OwnedFd)>,
-    /// CLONE_NEW* of a second clone after the joins, when a user namespace is made and others are joined: joining
-    /// needs the rights that the new user namespace takes away.
+    /// CLONE_NEW* of a second clone after the joins, when a user namespace is made and others are joined, as joining
+    /// needs the rights that the new one takes away; and when one is joined, as it is to own those that are made.
     pub second_clone: Option<u64>,
     /// Sources of bind mounts that the parent has opened, by place in the plan.
     pub sources: Vec<Option<OwnedFd>>,
@@ -201,7 +201,12 @@ fn namespaces(init: &Init<'_>, report: &Report) -> Result<(), Failure> {
     join(&init.joins)?;
     let mut in_user_namespace = plan.has(Kind::User);
     if let Some(flags) = init.second_clone {
-        become_namespace_root_later(report)?;
+        if plan.makes(Kind::User) {
+            become_namespace_root_later(report)?;
+        } else {
+            let _ = sys::setgroups(&[]);
+            sys::setgid(0).and_then(|()| sys::setuid(0)).at(Step::NamespaceRoot)?;
+        }
         match clone::clone3(flags | libc::CLONE_PARENT as u64, None).at(Step::Namespaces)? {
             Side::Child => {}
             Side::Parent(_, pidfd) => {

@@ -99,7 +99,7 @@ pub fn begin(begin: Begin<'_>) -> Result<Birth> {
         aim.at_new_time_namespace(offsets).map_err(|errno| Error::sys("linux.timeOffsets: set", errno))?;
     }
     let user = ns.makes(Kind::User);
-    let late_user = ns.makes(Kind::User) && !joins.is_empty();
+    let late_user = (ns.makes(Kind::User) && !joins.is_empty()) || ns.joined(Kind::User).is_some();
     let second_clone = late_user.then_some(flags & !(Kind::User as u64));
     let first_flags = if late_user { 0 } else { flags };
     let (channel, child_end) = Channel::pair()?;

@@ -51,6 +51,7 @@ const AT_RECURSIVE: libc::c_uint = 0x8000;
 const AT_EMPTY_PATH: libc::c_uint = libc::AT_EMPTY_PATH as libc::c_uint;
 const FSCONFIG_SET_FLAG: libc::c_uint = 0;
 const FSCONFIG_SET_STRING: libc::c_uint = 1;
+const FSCONFIG_SET_FD: libc::c_uint = 5;
 const FSCONFIG_CMD_CREATE: libc::c_uint = 6;
 const MOVE_MOUNT_F_EMPTY_PATH: libc::c_uint = 0x4;
 const MOVE_MOUNT_T_EMPTY_PATH: libc::c_uint = 0x40;
@@ -105,12 +106,17 @@ impl FsContext {
             Some(value) => (FSCONFIG_SET_STRING, value.as_ptr()),
             None => (FSCONFIG_SET_FLAG, std::ptr::null()),
         };
-        self.config(cmd, key.as_ptr(), value)
+        self.config(cmd, key.as_ptr(), value, 0)
+    }
+
+    /// Sets `key` to a descriptor.
+    pub fn set_fd(&self, key: &CStr, fd: BorrowedFd<'_>) -> nix::Result<()> {
+        self.config(FSCONFIG_SET_FD, key.as_ptr(), std::ptr::null(), fd.as_raw_fd())
     }
 
     /// Creates the superblock and a detached mount of it with `attrs` (MOUNT_ATTR_*).
     pub fn mount(self, attrs: u64) -> std::result::Result<OwnedFd, (Errno, FsContext)> {
-        if let Err(errno) = self.config(FSCONFIG_CMD_CREATE, std::ptr::null(), std::ptr::null()) {
+        if let Err(errno) = self.config(FSCONFIG_CMD_CREATE, std::ptr::null(), std::ptr::null(), 0) {
             return Err((errno, self));
         }
         // SAFETY: takes no pointer.
@@ -126,9 +132,15 @@ impl FsContext {
         Some(text.trim_end().trim_start_matches(['e', 'w', 'i']).trim_start().to_string())
     }
 
-    fn config(&self, cmd: libc::c_uint, key: *const libc::c_char, value: *const libc::c_char) -> nix::Result<()> {
+    fn config(
+        &self,
+        cmd: libc::c_uint,
+        key: *const libc::c_char,
+        value: *const libc::c_char,
+        aux: libc::c_int,
+    ) -> nix::Result<()> {
         // SAFETY: the callers pass NUL-terminated strings or null, as fsconfig(2) wants for `cmd`.
-        let ret = unsafe { libc::syscall(libc::SYS_fsconfig, self.0.as_raw_fd(), cmd, key, value, 0) };
+        let ret = unsafe { libc::syscall(libc::SYS_fsconfig, self.0.as_raw_fd(), cmd, key, value, aux) };
         Errno::result(ret).map(drop)
     }
 }
