@@ -168,7 +168,7 @@ fn loggers_get_the_streams(containerd: &mut Containerd) {
     let logger = containerd.dir().join("logger");
     let log = containerd.dir().join("logged");
     let script = format!(
-        "#!/bin/sh\nexec >{}\necho \"$CONTAINER_ID $CONTAINER_NAMESPACE $*\"\nexec 5>&-\ncat <&3\ncat <&4\necho end\n",
+        "#!/bin/sh\nexec >{}\necho \"$CONTAINER_ID $CONTAINER_NAMESPACE $*\"\nexec 5>&-\ncat <&3 &\ncat <&4 &\nwait\necho end\n",
         log.display()
     );
     std::fs::write(&logger, script).unwrap();
@@ -178,9 +178,12 @@ fn loggers_get_the_streams(containerd: &mut Containerd) {
     let args = ["-d", "--log-uri", uri.as_str()];
     containerd.run(&args, &id, &["sh", "-c", "echo out; echo err >&2"]).ok();
     let read = || std::fs::read_to_string(&log).unwrap_or_default();
-    eventually("the log is complete", || read().ends_with("end\n"));
-    let text = read();
-    assert!(text.starts_with(&id) && text.contains(" key value\n") && text.ends_with("out\nerr\nend\n"), "{text}");
+    eventually("both streams are in the log", || read().contains("out\n") && read().contains("err\n"));
+    assert!(read().starts_with(&id) && read().contains(" key value\n"), "{}", read());
+    if containerd.is_skiff() {
+        // The Go shim keeps the streams open until the task is deleted.
+        eventually("the logger sees the end", || read().ends_with("end\n"));
+    }
     eventually("the task stops", || containerd.status(&id).as_deref() == Some("STOPPED"));
     containerd.ctr(&["tasks", "rm", &id]);
     containerd.ctr(&["containers", "rm", &id]).ok();
