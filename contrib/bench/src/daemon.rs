@@ -66,7 +66,9 @@ impl Daemon {
     /// Create, with stdout at a FIFO or nowhere.
     pub fn create(&self, stdout: &str) {
         let bundle = self.bundle.path().display().to_string();
-        let request = CreateTaskRequest { id: self.id.clone(), bundle, stdout: stdout.into(), ..Default::default() };
+        let (id, stderr) = (self.id.clone(), stdout.into());
+        // The Go shim has no stdout without a stderr.
+        let request = CreateTaskRequest { id, bundle, stdout: stdout.into(), stderr, ..Default::default() };
         self.call("Create", &request);
     }
 
