@@ -8,11 +8,12 @@ use std::time::{Duration, Instant};
 use nix::errno::Errno;
 use oci_spec::runtime::{Hook, Hooks, LinuxNamespaceType as Namespace, LinuxResources, Process as ProcessSpec, Spec};
 
+use crate::cgroup::systemd::{self, Unit};
 use crate::cgroup::{Cgroup, OomWatch, Stats};
 use crate::error::{CONTAINER_DOES_NOT_EXIST, CONTAINER_NOT_RUNNING};
 use crate::hooks::{self, Running};
 use crate::host::Cgroups;
-use crate::launch::{self, Channel, Pending, Process, describe, exec, init, seccomp};
+use crate::launch::{self, Channel, Pending, Process, chore, describe, exec, init, seccomp};
 use crate::plan::{self, Plan, Request, namespaces};
 use crate::state::{Config, Dir, Own, State, check_id, ids, proc_stat};
 use crate::sys::clone::pidfd_open;
@@ -77,7 +78,27 @@ pub const NOTIFY: &str = "notify";
 /// A birth under way; ends in a created container whose init waits at the gate. Dropped before that, everything that
 /// it had made is taken back.
 #[derive(Debug)]
-pub struct Creating(Option<Underway>);
+pub struct Creating(Option<Stage>);
+
+#[derive(Debug)]
+enum Stage {
+    /// systemd makes the unit.
+    Unit(Box<Prepared>, chore::Held),
+    /// The init is on its way to its gate.
+    Birth(Box<Underway>),
+}
+
+/// A create whose cgroup is still to be made.
+#[derive(Debug)]
+struct Prepared {
+    made: Made,
+    state: State,
+    plan: Plan,
+    gate: Gate,
+    stdio: Option<[OwnedFd; 3]>,
+    preserve_fds: u32,
+    trace: Option<Trace>,
+}
 
 #[derive(Debug)]
 struct Underway {
@@ -93,6 +114,7 @@ struct Underway {
 struct Made {
     dir: Dir,
     cgroup: Option<Cgroup>,
+    unit: Option<Unit>,
     /// Without a mount namespace: the rootfs, and what was mounted below it before.
     host_mounts: Option<(PathBuf, Vec<PathBuf>)>,
     keep: bool,
@@ -108,6 +130,12 @@ impl Drop for Made {
         }
         if let Some(cgroup) = &self.cgroup
             && let Err(err) = cgroup.kill(libc::SIGKILL).and_then(|()| cgroup.remove())
+        {
+            log::warn!("undo create: {err}");
+        }
+        // systemd may take its time, and the caller has others to look after.
+        if let Some(unit) = self.unit.take()
+            && let Err(err) = chore::start(move || unit.stop())
         {
             log::warn!("undo create: {err}");
         }
@@ -261,8 +289,13 @@ pub fn create(request: Create, spec: &Spec) -> Result<Creating> {
     mark("compile seccomp");
     let filter = plan.seccomp.as_ref().map(seccomp::compile).transpose()?;
     mark("make the state directory");
-    let mut made =
-        Made { dir: Dir::reserve(&request.root, &request.id)?, cgroup: None, host_mounts: None, keep: false };
+    let mut made = Made {
+        dir: Dir::reserve(&request.root, &request.id)?,
+        cgroup: None,
+        unit: None,
+        host_mounts: None,
+        keep: false,
+    };
     if request.notify {
         let dir = made.dir.path().join(NOTIFY);
         std::fs::create_dir(&dir).map_err(|e| Error::io(format!("make {:?}", dir.display().to_string()), &e))?;
@@ -272,35 +305,90 @@ pub fn create(request: Create, spec: &Spec) -> Result<Creating> {
         let before = mounts_below(&rootfs);
         made.host_mounts = Some((rootfs, before));
     }
-    mark("make the cgroup");
-    let cgroup = made.cgroup.insert(Cgroup::create(&plan.cgroup)?);
-    mark("set the device policy");
-    cgroup.set_devices(&plan.cgroup)?;
-    mark("clone the init");
-    let gate = match request.gate {
-        Gate::Fifo => Some(made.dir.make_gate()?),
-        Gate::Socket => {
-            made.dir.mark_gate()?;
-            None
-        }
-    };
-    let mut state = new_state(&request.id, &bundle, spec, &plan, filter, cgroup);
+    let mut state = new_state(&request.id, &bundle, spec, &plan, filter);
     state.skiff.mounts_before = made.host_mounts.as_ref().map(|(_, before)| before.clone());
-    let birth = init::begin(init::Begin {
-        filter: state.skiff.seccomp.as_ref(),
-        cgroup,
+    let scope = plan.cgroup.scope.clone();
+    let devices = plan.cgroup.devices.clone();
+    let prepared = Prepared {
+        made,
+        state,
+        plan,
+        gate: request.gate,
         stdio: match request.stdio {
             Stdio::Fds(fds) => Some(fds),
             Stdio::Inherit | Stdio::Terminal => None,
         },
         preserve_fds: request.preserve_fds,
-        gate,
-        state: hook_state(&state),
         trace: request.trace.clone(),
-        plan,
+    };
+    let Some(scope) = scope else { return prepared.begin().map(|birth| Creating(Some(Stage::Birth(birth)))) };
+    mark("start the unit of systemd");
+    // systemd makes no unit without a process, and the init, which is cloned into it, is not there yet.
+    let held = chore::hold(move || {
+        systemd::start(&scope, devices.as_deref(), std::process::id())?;
+        match std::fs::read_to_string("/proc/self/cgroup") {
+            _ if scope.unit.ends_with(".slice") => Ok(String::new()),
+            Ok(text) => Ok(own_cgroup(&text).unwrap_or_default().to_string()),
+            Err(err) => Err(Error::io("read \"/proc/self/cgroup\"", &err)),
+        }
     })?;
-    mark("wait for the init");
-    Ok(Creating(Some(Underway { birth, made, state, gate: request.gate, trace: request.trace })))
+    Ok(Creating(Some(Stage::Unit(Box::new(prepared), held))))
+}
+
+/// The cgroup that systemd has put a process into, of `/proc/PID/cgroup`.
+fn own_cgroup(text: &str) -> Option<&str> {
+    let of = |prefix: &str| text.lines().find_map(|line| line.split_once(':')?.1.strip_prefix(prefix));
+    of("name=systemd:").or_else(|| of(":"))
+}
+
+impl Prepared {
+    /// Where systemd has put the unit: a user's systemd, or one in a container, has its units below its own cgroup.
+    fn at(&mut self, path: &str) -> Result<()> {
+        let Some(scope) = &self.plan.cgroup.scope else { return Ok(()) };
+        if path.is_empty() {
+            return Ok(());
+        }
+        let path = Path::new(path);
+        if path.file_name() != Some(std::ffi::OsStr::new(&scope.unit)) {
+            let text = format!("start unit {:?} of systemd: its process is in cgroup {path:?}", scope.unit);
+            return Err(Error::new(Kind::System, text));
+        }
+        for dir in &mut self.plan.cgroup.dirs {
+            dir.path = path.strip_prefix("/").unwrap_or(path).to_path_buf();
+        }
+        Ok(())
+    }
+
+    /// Makes the cgroup and clones the init.
+    fn begin(mut self) -> Result<Box<Underway>> {
+        let trace = self.trace.clone();
+        let mark = |step| trace.iter().for_each(|trace| trace.mark(Track::Parent, step));
+        mark("make the cgroup");
+        let cgroup = self.made.cgroup.insert(Cgroup::create(&self.plan.cgroup)?);
+        self.state.cgroup_paths = cgroup.paths().clone();
+        mark("set the device policy");
+        cgroup.set_devices(&self.plan.cgroup)?;
+        mark("clone the init");
+        let gate = match self.gate {
+            Gate::Fifo => Some(self.made.dir.make_gate()?),
+            Gate::Socket => {
+                self.made.dir.mark_gate()?;
+                None
+            }
+        };
+        let birth = init::begin(init::Begin {
+            filter: self.state.skiff.seccomp.as_ref(),
+            cgroup,
+            stdio: self.stdio,
+            preserve_fds: self.preserve_fds,
+            gate,
+            state: hook_state(&self.state),
+            trace: self.trace.clone(),
+            plan: self.plan,
+        })?;
+        mark("wait for the init");
+        Ok(Box::new(Underway { birth, made: self.made, state: self.state, gate: self.gate, trace: self.trace }))
+    }
 }
 
 fn resources(spec: &Spec) -> LinuxResources {
@@ -347,14 +435,7 @@ fn check_preserved(count: u32) -> Result<()> {
     }
 }
 
-fn new_state(
-    id: &str,
-    bundle: &Path,
-    spec: &Spec,
-    plan: &Plan,
-    filter: Option<seccomp::Filter>,
-    cgroup: &Cgroup,
-) -> State {
+fn new_state(id: &str, bundle: &Path, spec: &Spec, plan: &Plan, filter: Option<seccomp::Filter>) -> State {
     let annotations: BTreeMap<String, String> = spec.annotations().clone().unwrap_or_default().into_iter().collect();
     let mut labels = vec![format!("bundle={}", bundle.display())];
     labels.extend(annotations.iter().map(|(key, value)| format!("{key}={value}")));
@@ -369,7 +450,7 @@ fn new_state(
         created: created.format(&time::format_description::well_known::Rfc3339).unwrap_or_default(),
         config: Config { rootfs: plan_rootfs(plan), labels },
         rootless: plan.rootless,
-        cgroup_paths: cgroup.paths().clone(),
+        cgroup_paths: BTreeMap::new(),
         namespace_paths: BTreeMap::new(),
         external_descriptors: Vec::new(),
         intel_rdt_path: String::new(),
@@ -380,6 +461,7 @@ fn new_state(
             program: plan.process.argv.as_slice()[0].to_string_lossy().into_owned(),
             namespaces: plan.namespaces.all(),
             own_pid_namespace: plan.namespaces.makes(Namespace::Pid),
+            unit: plan.cgroup.scope.as_ref().map(|scope| Unit { name: scope.unit.clone(), user: scope.user }),
             hooks,
             seccomp: filter,
             keyring: plan.keyring.is_some(),
@@ -533,6 +615,17 @@ impl Container {
         })
     }
 
+    /// The unit of systemd that holds it.
+    pub fn unit(&self) -> Option<&Unit> {
+        self.state.skiff.unit.as_ref()
+    }
+
+    /// Reads the state again, after another process has changed it.
+    pub fn reload(&mut self) -> Result<()> {
+        self.state = self.dir.load()?;
+        Ok(())
+    }
+
     /// Its cgroup.
     pub fn cgroup(&self) -> &Cgroup {
         &self.cgroup
@@ -674,6 +767,9 @@ impl Container {
         let (merged, mut writes) = merge(old, changes)?;
         writes.set_devices(None);
         let plan = plan::cgroup::plan_update(&writes, &host)?;
+        if let Some(unit) = &self.state.skiff.unit {
+            unit.set(&plan::scope::limits(&plan.writes)?)?;
+        }
         if let Err(err) = self.cgroup.apply(&plan) {
             if let Ok(undo) = plan::cgroup::plan_update(old, &host) {
                 let _ = self.cgroup.apply(&undo);
@@ -713,6 +809,12 @@ impl Container {
             }
         }
         self.cgroup.kill(libc::SIGKILL)?;
+        if let Some(unit) = &self.state.skiff.unit
+            && let Err(err) = unit.stop()
+        {
+            // The container goes also when systemd does not answer.
+            log::warn!("{err}");
+        }
         self.cgroup.remove()?;
         if let Some(before) = &self.state.skiff.mounts_before {
             unmount_below(self.rootfs(), before);
@@ -796,22 +898,44 @@ impl Pending for Creating {
     type Output = Created;
 
     fn fd(&self) -> BorrowedFd<'_> {
-        self.0.as_ref().expect("a finished create is not waited for").birth.fd()
+        match self.0.as_ref().expect("a finished create is not waited for") {
+            Stage::Unit(_, held) => held.fd(),
+            Stage::Birth(underway) => underway.birth.fd(),
+        }
     }
 
     fn deadline(&self) -> Option<Instant> {
-        self.0.as_ref().and_then(|underway| underway.birth.deadline())
+        match &self.0 {
+            Some(Stage::Birth(underway)) => underway.birth.deadline(),
+            // The chore has one itself.
+            _ => None,
+        }
     }
 
     fn advance(&mut self) -> Result<Option<Created>> {
-        let Some(underway) = &mut self.0 else { return Err(Error::new(Kind::System, "create has ended already")) };
-        let born = match underway.birth.advance() {
-            Ok(None) => return Ok(None),
-            Ok(Some(born)) => Ok(born),
-            Err(err) => Err(err),
+        let ended = || Error::new(Kind::System, "create has ended already");
+        let mut underway = match self.0.take().ok_or_else(ended)? {
+            Stage::Birth(underway) => underway,
+            Stage::Unit(mut prepared, mut held) => match held.advance()? {
+                None => {
+                    self.0 = Some(Stage::Unit(prepared, held));
+                    return Ok(None);
+                }
+                Some(path) => {
+                    prepared.made.unit.clone_from(&prepared.state.skiff.unit);
+                    prepared.at(&path)?;
+                    // Only now may the process go that has kept the unit.
+                    prepared.begin()?
+                }
+            },
         };
-        let underway = self.0.take().expect("checked above");
-        underway.finish(born?).map(Some)
+        match underway.birth.advance()? {
+            Some(born) => underway.finish(born).map(Some),
+            None => {
+                self.0 = Some(Stage::Birth(underway));
+                Ok(None)
+            }
+        }
     }
 }
 

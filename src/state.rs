@@ -69,6 +69,9 @@ pub struct Own {
     pub namespaces: u64,
     /// The container has made its pid namespace: its processes die with its init.
     pub own_pid_namespace: bool,
+    /// The unit of systemd that holds it.
+    #[serde(default)]
+    pub unit: Option<crate::cgroup::systemd::Unit>,
     /// Hooks that are still to come.
     pub hooks: Hooks,
     /// The seccomp filter of every process.

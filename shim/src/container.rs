@@ -344,13 +344,22 @@ impl Container {
     }
 
     /// Changes its limits.
-    pub fn update(&self, resources: &LinuxResources) -> Result<()> {
+    pub async fn update(&self, resources: LinuxResources) -> Result<()> {
         // CRI takes a container that has stopped meanwhile for no error only when it is not found.
         if self.init.phase() == Phase::Stopped {
             return Err(Error::new(Kind::NotFound, skiff::error::PROCESS_ALREADY_FINISHED));
         }
+        if self.with(|inner| Ok(inner.unit().is_none()))? {
+            return match &mut *self.inner.borrow_mut() {
+                Some(inner) => inner.update(&resources),
+                None => Err(crate::error::no_container(&self.id)),
+            };
+        }
+        // systemd may take its time.
+        let (root, id) = (self.home.root.clone(), self.id.clone());
+        settle(chore::start(move || Inner::load(&root, &id)?.update(&resources))?).await?;
         match &mut *self.inner.borrow_mut() {
-            Some(inner) => inner.update(resources),
+            Some(inner) => inner.reload(),
             None => Err(crate::error::no_container(&self.id)),
         }
     }

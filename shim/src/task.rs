@@ -399,7 +399,7 @@ impl Task for Service {
         self.ask(move |shim| async move {
             let resources =
                 serde_json::from_slice(&request.resources.value).map_err(|e| Error::invalid("resources", e))?;
-            shim.container(&request.id)?.update(&resources)
+            shim.container(&request.id)?.update(resources).await
         })
         .await
         .map(|()| Empty::new())

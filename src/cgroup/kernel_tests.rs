@@ -30,7 +30,7 @@ fn planned(name: &str, resources: &str) -> CgroupPlan {
         std::process::id()
     );
     let spec = serde_json::from_str(&json).unwrap();
-    crate::plan::cgroup::plan("unused", &spec, &Cgroups::read().unwrap(), false).unwrap()
+    crate::plan::cgroup::plan("unused", &spec, &Cgroups::read().unwrap(), false, false).unwrap()
 }
 
 #[test]

@@ -1,9 +1,11 @@
 //! cgroups of v1, v2 and both: create, limits, devices, freeze, kill, stats, oom, remove. Does not live here: what to write (plan::cgroup).
 
+mod dbus;
 mod devices;
 mod dir;
 mod oom;
 pub mod stats;
+pub mod systemd;
 
 use std::collections::BTreeMap;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -40,7 +42,10 @@ impl Cgroup {
         let pure_v2 = plan.dirs.iter().all(|dir| dir.controllers == [""]);
         for dir in &plan.dirs {
             let made = Directory::create(dir, pure_v2, &mut undo).and_then(|directory| {
-                directory.check_unused()?;
+                // A unit of systemd is new, and has a process that keeps it until the init is there.
+                if plan.scope.is_none() {
+                    directory.check_unused()?;
+                }
                 Ok(directory)
             });
             match made {

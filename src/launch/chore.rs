@@ -44,6 +44,84 @@ pub fn start(work: impl FnOnce() -> Result<()>) -> Result<Chore> {
     }
 }
 
+/// A process that did a chore and stays until this is dropped: to keep what needs a process in it.
+#[derive(Debug)]
+pub struct Held {
+    process: Option<Process>,
+    answer: std::os::unix::net::UnixStream,
+    text: Vec<u8>,
+}
+
+/// Starts `work` in a child, as [`start`] does; it comes back with a text.
+pub fn hold(work: impl FnOnce() -> Result<String>) -> Result<Held> {
+    let fail = |errno| Error::sys("start a chore", errno);
+    let (answer, end) = std::os::unix::net::UnixStream::pair().map_err(|e| Error::io("start a chore", &e))?;
+    match clone::clone3(0, None).map_err(fail)? {
+        Side::Child => {
+            let text = match sys::close_others(end.as_raw_fd()) {
+                Ok(()) => work().map_or_else(|err| format!("{:02}{err}", err.kind() as u8), |text| format!("ok{text}")),
+                Err(errno) => format!("{:02}close descriptors: {errno}", Kind::System as u8),
+            };
+            let _ = (&end).write_all(&text.as_bytes()[..text.len().min(MAX_TEXT as usize)]);
+            let _ = end.shutdown(std::net::Shutdown::Write);
+            // Ends also with the other side.
+            let _ = (&end).read(&mut [0]);
+            sys::exit_now(0)
+        }
+        Side::Parent(pid, pidfd) => {
+            drop(end);
+            let held = Held { process: Some(Process { pid, pidfd }), answer, text: Vec::new() };
+            held.answer.set_nonblocking(true).map_err(|e| Error::io("start a chore", &e))?;
+            Ok(held)
+        }
+    }
+}
+
+impl Held {
+    /// Readable when `advance` can do something.
+    pub fn fd(&self) -> BorrowedFd<'_> {
+        self.answer.as_fd()
+    }
+
+    /// The text of the work, when it is done.
+    pub fn advance(&mut self) -> Result<Option<String>> {
+        match (&self.answer).take(MAX_TEXT).read_to_end(&mut self.text) {
+            Ok(_) => {}
+            Err(err) if err.raw_os_error() == Some(Errno::EAGAIN as i32) => return Ok(None),
+            Err(err) => return Err(Error::io("read a chore's answer", &err)),
+        }
+        let text = String::from_utf8_lossy(&self.text);
+        match text.strip_prefix("ok") {
+            Some(text) => Ok(Some(text.to_string())),
+            None => Err(failure(&text).unwrap_or_else(|| Error::new(Kind::System, "a chore ended without an answer"))),
+        }
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        if let Some(process) = self.process.take() {
+            process.discard();
+        }
+    }
+}
+
+/// The error that a chore's text stands for.
+fn failure(text: &str) -> Option<Error> {
+    let kinds = [
+        Kind::Invalid,
+        Kind::NotFound,
+        Kind::AlreadyExists,
+        Kind::FailedPrecondition,
+        Kind::Unsupported,
+        Kind::Timeout,
+        Kind::System,
+    ];
+    let kind = text.get(..2)?.parse::<u8>().ok()?;
+    let kind = kinds.into_iter().find(|one| *one as u8 == kind)?;
+    Some(Error::new(kind, text.get(2..)?))
+}
+
 impl Pending for Chore {
     type Output = ();
 
@@ -67,21 +145,8 @@ impl Pending for Chore {
         if text == "ok" {
             return Ok(Some(()));
         }
-        let kinds = [
-            Kind::Invalid,
-            Kind::NotFound,
-            Kind::AlreadyExists,
-            Kind::FailedPrecondition,
-            Kind::Unsupported,
-            Kind::Timeout,
-            Kind::System,
-        ];
-        let kind = text.get(..2).and_then(|n| n.parse::<u8>().ok());
-        let kind = kinds.into_iter().find(|one| Some(*one as u8) == kind);
-        match (kind, text.get(2..)) {
-            (Some(kind), Some(text)) => Err(Error::new(kind, text)),
-            _ => Err(Error::new(Kind::System, format!("a chore ended with status {}", exit.status))),
-        }
+        Err(failure(&text)
+            .unwrap_or_else(|| Error::new(Kind::System, format!("a chore ended with status {}", exit.status))))
     }
 }
 

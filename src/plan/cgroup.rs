@@ -5,7 +5,7 @@ use std::path::{Component, Path, PathBuf};
 use oci_spec::runtime::{LinuxDeviceCgroup, LinuxDeviceType, LinuxResources, LinuxThrottleDevice, Spec};
 
 use crate::host::{Cgroups, Hierarchy};
-use crate::{Error, Kind, Result};
+use crate::{Error, Result};
 
 /// What the container's cgroup will be.
 #[derive(Clone, Debug, Default)]
@@ -20,6 +20,8 @@ pub struct CgroupPlan {
     pub check_memory: Option<i64>,
     /// Hierarchies that the caller has no right to are left out.
     pub rootless: bool,
+    /// The unit of systemd that is to hold it.
+    pub scope: Option<super::scope::Scope>,
     /// The same for memory and swap together.
     pub check_swap: Option<i64>,
 }
@@ -72,14 +74,15 @@ pub struct Rule {
 }
 
 /// Plans the cgroup of container `id`. Errors name the JSON field.
-pub fn plan(id: &str, spec: &Spec, host: &Cgroups, systemd: bool) -> Result<CgroupPlan> {
-    if systemd {
-        return Err(Error::new(Kind::Unsupported, "systemd cgroup driver: not supported yet"));
-    }
+pub fn plan(id: &str, spec: &Spec, host: &Cgroups, systemd: bool, rootless: bool) -> Result<CgroupPlan> {
     let linux = spec.linux().as_ref();
-    let path = match linux.and_then(|l| l.cgroups_path().as_deref()).filter(|p| !p.as_os_str().is_empty()) {
-        Some(path) => path.to_path_buf(),
-        None => PathBuf::from(format!("/{id}")),
+    let resources = linux.and_then(|l| l.resources().clone()).unwrap_or_default();
+    let mut out = plan_update(&resources, host)?;
+    let scope = systemd.then(|| super::scope::plan(id, spec, &out.writes, host.pure_v2(), rootless)).transpose()?;
+    let path = match (&scope, linux.and_then(|l| l.cgroups_path().as_deref()).filter(|p| !p.as_os_str().is_empty())) {
+        (Some(scope), _) => Path::new("/").join(&scope.slice_path).join(&scope.unit),
+        (None, Some(path)) => path.to_path_buf(),
+        (None, None) => PathBuf::from(format!("/{id}")),
     };
     if path.components().any(|part| part == Component::ParentDir) {
         return Err(Error::invalid("linux.cgroupsPath", "must not contain \"..\""));
@@ -93,9 +96,8 @@ pub fn plan(id: &str, spec: &Spec, host: &Cgroups, systemd: bool) -> Result<Cgro
             dir(v2, vec![String::new()], &path, v2.own.parent().unwrap_or(Path::new("/")))
         }))
         .collect();
-    let resources = linux.and_then(|l| l.resources().clone()).unwrap_or_default();
-    let mut out = plan_update(&resources, host)?;
     out.dirs = dirs;
+    out.scope = scope;
     let rules = resources.devices().iter().flatten().enumerate();
     let mut devices = rules.map(|(at, rule)| device(at, rule)).collect::<Result<Vec<Rule>>>()?;
     devices.extend(default_devices());
@@ -486,7 +488,7 @@ mod tests {
 
     fn planned(linux: &str, host: &Cgroups) -> Result<CgroupPlan> {
         let spec = serde_json::from_str(&format!(r#"{{"ociVersion":"1.0.2","linux":{linux}}}"#)).unwrap();
-        plan("id", &spec, host, false)
+        plan("id", &spec, host, false, false)
     }
 
     fn writes(resources: &str, host: &Cgroups) -> Vec<String> {

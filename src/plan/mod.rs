@@ -9,6 +9,7 @@ pub mod namespaces;
 pub mod net_devices;
 pub mod process;
 pub mod rootfs;
+pub mod scope;
 pub mod seccomp;
 pub mod sysctl;
 
@@ -87,7 +88,7 @@ pub fn build(request: &Request<'_>, spec: &Spec, host: &Cgroups) -> Result<Plan>
         process,
         cgroup: CgroupPlan {
             rootless: request.rootless,
-            ..cgroup::plan(request.id, spec, host, request.systemd_cgroup)?
+            ..cgroup::plan(request.id, spec, host, request.systemd_cgroup, request.rootless)?
         },
         rootless: request.rootless,
         net_devices: net_devices::plan(spec, &namespaces)?,

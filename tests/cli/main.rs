@@ -6,6 +6,7 @@ mod exec;
 mod fields;
 mod inside;
 mod lifecycle;
+mod systemd;
 mod traps;
 
 use std::path::{Path, PathBuf};
