@@ -96,6 +96,11 @@ impl Connection {
         Ok(out)
     }
 
+    /// From now on every step ends by `deadline`.
+    pub fn until(&mut self, deadline: Instant) {
+        self.deadline = deadline;
+    }
+
     fn wait(&self, flags: PollFlags) -> Result<()> {
         let left = self.deadline.saturating_duration_since(Instant::now()).as_millis();
         let timeout = PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX);
@@ -439,6 +444,15 @@ mod tests {
         for len in 0..data.len() {
             assert_eq!(parse(&data[..len]).unwrap(), None, "{len} bytes");
         }
+    }
+
+    #[test]
+    fn who_does_not_answer_is_given_up() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("socket");
+        let _silent = std::os::unix::net::UnixListener::bind(&path).unwrap();
+        let err = Connection::open(&path, Instant::now() + std::time::Duration::from_millis(20)).unwrap_err();
+        assert_eq!((err.kind(), err.to_string().as_str()), (Kind::Timeout, "wait for systemd: it does not answer"));
     }
 
     #[test]

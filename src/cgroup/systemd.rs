@@ -13,6 +13,8 @@ use crate::{Error, Kind, Result};
 
 /// How long systemd may take for one call.
 const PATIENCE: Duration = Duration::from_secs(30);
+/// How long a unit without living processes may take to stop.
+const SETTLED: Duration = Duration::from_secs(2);
 const NAME: &str = "org.freedesktop.systemd1";
 const OBJECT: &str = "/org/freedesktop/systemd1";
 const MANAGER: &str = "org.freedesktop.systemd1.Manager";
@@ -171,6 +173,18 @@ impl Unit {
         answer.map(drop).map_err(|(name, text)| refused(&what, &name, &text))
     }
 
+    /// Moves a process into it, for those who may not do that themselves.
+    pub fn attach(&self, pid: i32) -> Result<()> {
+        let what = format!("move process {pid} into unit {:?} of systemd", self.name);
+        let mut body = Writer::default();
+        body.string(&self.name);
+        body.string("");
+        body.array(4, |out| out.number(pid.cast_unsigned()));
+        let mut systemd = Systemd::connect(self.user).map_err(|err| err.context(&what))?;
+        let answer = systemd.call("AttachProcessesToUnit", "ssau", body).map_err(|err| err.context(&what))?;
+        answer.map(drop).map_err(|(name, text)| refused(&what, &name, &text))
+    }
+
     /// Stops it, and forgets that it failed. Ok when it is gone already.
     pub fn stop(&self) -> Result<()> {
         let what = format!("stop unit {:?} of systemd", self.name);
@@ -178,8 +192,16 @@ impl Unit {
         let mut body = Writer::default();
         body.string(&self.name);
         body.string("replace");
-        match systemd.call("StopUnit", "ss", body)? {
-            Ok(answer) => systemd.job(&what, &answer)?,
+        match systemd.call("StopUnit", "ss", body).map_err(|err| err.context(&what))? {
+            Ok(answer) => {
+                // Its processes are dead already; whether systemd has seen that is nothing to wait long for.
+                systemd.connection.until(Instant::now() + SETTLED);
+                match systemd.job(&what, &answer) {
+                    Err(err) if err.kind() == Kind::Timeout => {}
+                    other => other?,
+                }
+                systemd.connection.until(Instant::now() + PATIENCE);
+            }
             Err((name, _)) if name == NO_SUCH_UNIT => return Ok(()),
             Err((name, text)) => return Err(refused(&what, &name, &text)),
         }

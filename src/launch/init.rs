@@ -15,6 +15,7 @@ use super::{
     Aim, Channel, Message, Process, adopted, describe, idmap, listener, net_devices, set_oom_score, write_proc,
 };
 use crate::cgroup::Cgroup;
+use crate::cgroup::systemd::Unit;
 use crate::child::init::{self, Init};
 use crate::child::report::Record;
 use crate::child::rootfs::open_source;
@@ -129,13 +130,18 @@ pub fn begin(begin: Begin<'_>) -> Result<Birth> {
         sys::set_dumpable(false).map_err(|errno| Error::sys("make the runtime undumpable", errno))?;
     }
     let into = cgroup.clone_fd();
+    let mut attach = None;
     let side = match clone::clone3(first_flags, into) {
         // The cgroup cannot take a process by birth (a threaded one, an older kernel): it walks in.
         Err(Errno::EBUSY | Errno::EOPNOTSUPP | Errno::E2BIG) if into.is_some() => {
             init.doors = cgroup.doors(false)?;
             clone::clone3(first_flags, None)
         }
-        Err(Errno::EACCES) if into.is_some() && plan.rootless => clone::clone3(first_flags, None),
+        Err(Errno::EACCES) if into.is_some() && plan.rootless => {
+            // A user may move nothing from a session into a unit of the user's systemd, which can.
+            attach = plan.cgroup.scope.as_ref().map(|scope| Unit { name: scope.unit.clone(), user: scope.user });
+            clone::clone3(first_flags, None)
+        }
         other => other,
     };
     let side = side.map_err(|errno| Error::sys("clone the init process", errno))?;
@@ -158,6 +164,9 @@ pub fn begin(begin: Begin<'_>) -> Result<Birth> {
     };
     aim.done().map_err(|errno| Error::sys("return to the runtime's namespaces", errno))?;
     let pid = birth.pid();
+    if let Some(unit) = attach {
+        unit.attach(pid)?;
+    }
     if let Some(score) = birth.plan.process.oom_score_adj.filter(|_| user) {
         set_oom_score(pid, score, birth.plan.rootless)?;
     }
