@@ -181,9 +181,9 @@ pub struct Exec {
     pub cgroups: Vec<String>,
     /// Run although the container is paused.
     pub ignore_paused: bool,
-    /// Name of a cgroup of its own below the container's, made for it: its process tree can then be killed as a whole.
-    /// Where it cannot be made the process runs in the container's.
-    pub own_cgroup: Option<String>,
+    /// A cgroup of its own, so that its process tree can be killed as a whole ([`Container::tree`]); otherwise it runs
+    /// in the container's.
+    pub tree: Option<Tree>,
 }
 
 /// An exec under way; ends when the user's program runs.
@@ -195,25 +195,29 @@ pub struct Execing {
 
 /// The cgroup of an exec process and its descendants. Dropped, it is killed and removed.
 #[derive(Debug)]
-pub struct Tree(Cgroup);
+pub struct Tree {
+    own: Cgroup,
+    /// With the container's own in the other hierarchies; until the exec has been born.
+    whole: Option<Cgroup>,
+}
 
 impl Tree {
     /// Kills what is left in it.
     pub fn kill(&self) -> Result<()> {
-        self.0.kill(libc::SIGKILL)
+        self.own.kill(libc::SIGKILL)
     }
 
     /// True when nothing is left in it; it is removed then.
     pub fn remove_if_empty(&self) -> bool {
-        self.0.remove_if_empty()
+        self.own.remove_if_empty()
     }
 }
 
 impl Drop for Tree {
     fn drop(&mut self) {
-        if !self.0.remove_if_empty() {
-            let _ = self.0.kill(libc::SIGKILL);
-            self.0.remove_if_empty();
+        if !self.own.remove_if_empty() {
+            let _ = self.own.kill(libc::SIGKILL);
+            self.own.remove_if_empty();
         }
     }
 }
@@ -690,8 +694,8 @@ impl Container {
             _ => {}
         }
         let below = (!request.cgroups.is_empty()).then(|| self.cgroup.below(&request.cgroups)).transpose()?;
-        let child = request.own_cgroup.as_deref().and_then(|name| self.cgroup.child(name).ok());
-        let tree = child.as_ref().map(|child| child.own_part().map(Tree)).transpose()?;
+        let mut tree = request.tree;
+        let child = tree.as_mut().and_then(|tree| tree.whole.take());
         check_preserved(request.preserve_fds)?;
         let terminal = matches!(request.stdio, Stdio::Terminal);
         let mut plan = plan::process::plan("process", &request.process, terminal)?;
@@ -715,6 +719,13 @@ impl Container {
             state: hook_state(&self.state),
         })
         .map(|birth| Execing { birth, tree })
+    }
+
+    /// A cgroup of its own below the container's, for an exec process. None where it cannot be made.
+    pub fn tree(&self, name: &str) -> Option<Tree> {
+        let whole = self.cgroup.child(name).ok()?;
+        let own = whole.own_part().ok()?;
+        Some(Tree { own, whole: Some(whole) })
     }
 
     /// Signals the init, or every process of the cgroup.

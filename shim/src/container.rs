@@ -10,7 +10,7 @@ use containerd_shim_protos::events::task::{
     TaskDelete, TaskExecAdded, TaskExecStarted, TaskExit, TaskOOM, TaskPaused, TaskResumed, TaskStart,
 };
 use containerd_shim_protos::protobuf::MessageField;
-use oci_spec::runtime::{LinuxResources, Process as ProcessSpec};
+use oci_spec::runtime::{LinuxNamespace, LinuxNamespaceType, LinuxResources, Mount, Process as ProcessSpec, Spec};
 use skiff::cgroup::{OomWatch, Stats};
 use skiff::container::{Container as Inner, Exec, Status, Stdio, Tree};
 use skiff::launch::{Exit, chore};
@@ -20,7 +20,7 @@ use tokio::sync::watch;
 
 use crate::error::{no_exec, precondition};
 use crate::events::{Events, timestamp};
-use crate::io::{Io, Name, Paths, Pipes, watch_fd};
+use crate::io::{Io, Manner, Name, Paths, Pipes, watch_fd};
 use crate::process::{Phase, Process, settle};
 use crate::rootfs;
 
@@ -38,7 +38,8 @@ pub struct Container {
     home: Home,
     deleting: watch::Sender<bool>,
     oom_kills: Cell<u64>,
-    owner: (u32, u32),
+    /// The streams of exec processes.
+    manner: Manner,
     events: Events,
     last_stats: RefCell<Option<Stats>>,
     exec_number: Cell<u64>,
@@ -72,7 +73,7 @@ impl Container {
         bundle: PathBuf,
         init: Rc<Process>,
         home: Home,
-        owner: (u32, u32),
+        manner: Manner,
         events: Events,
     ) -> Rc<Container> {
         let container = Rc::new(Container {
@@ -86,7 +87,7 @@ impl Container {
             deleting: watch::Sender::new(false),
             exec_number: Cell::new(0),
             oom_kills: Cell::new(0),
-            owner,
+            manner,
             events,
             last_stats: RefCell::default(),
         });
@@ -297,20 +298,23 @@ impl Container {
     async fn launch_exec(&self, exec: &Exec1) -> Result<()> {
         let process = &exec.process;
         let name = Name { id: &process.exec_id, namespace: &self.home.namespace };
-        let mut streams = Streams::new(&process.paths, self.owner, name)?;
-        streams.ready().await?;
-        let (stdio, copies) = streams.split();
         let number = self.exec_number.get();
         self.exec_number.set(number + 1);
-        let keep =
-            self.with(|inner| Ok(inner.annotations().get(KEEP_CHILDREN).is_some_and(|value| value == "true")))?;
+        let tree = self.with(|inner| {
+            let keep = inner.annotations().get(KEEP_CHILDREN).is_some_and(|value| value == "true");
+            Ok(if keep { None } else { inner.tree(&format!("skiff-exec-{number}")) })
+        })?;
+        // What outlives the Delete of an exec process must not keep the client's streams open.
+        let direct = self.manner.direct && tree.is_some() && !labelled(&exec.spec);
+        let manner = Manner { direct, ..self.manner };
+        let (stdio, copies) = Streams::new(&process.paths, manner, name)?.ready().await?;
         let request = Exec {
             process: exec.spec.clone(),
             stdio,
             preserve_fds: 0,
             cgroups: Vec::new(),
             ignore_paused: false,
-            own_cgroup: (!keep).then(|| format!("skiff-exec-{number}")),
+            tree,
         };
         let execing = self.with(|inner| inner.exec(request))?;
         let execed = settle(execing).await?;
@@ -514,32 +518,45 @@ pub enum Streams {
 }
 
 impl Streams {
-    /// For these paths; pipes belong to `owner`.
-    pub fn new(paths: &Paths, owner: (u32, u32), name: Name<'_>) -> Result<Streams> {
+    /// For these paths.
+    pub fn new(paths: &Paths, manner: Manner, name: Name<'_>) -> Result<Streams> {
         if paths.terminal {
             return Ok(Streams::Terminal);
         }
-        Pipes::new(paths, owner, name).map(Box::new).map(Streams::Pipes)
+        Pipes::new(paths, manner, name).map(Box::new).map(Streams::Pipes)
     }
 
-    /// Waits for a logger and for the readers of FIFOs.
-    pub async fn ready(&mut self) -> Result<()> {
+    /// Waits for a logger and for the readers of FIFOs. Returns what the process gets, and what is copied.
+    pub async fn ready(self) -> Result<(Stdio, Option<crate::io::Copies>)> {
         match self {
-            Streams::Pipes(pipes) => pipes.ready().await,
-            Streams::Terminal => Ok(()),
-        }
-    }
-
-    /// What the process gets, and what is copied.
-    pub fn split(self) -> (Stdio, Option<crate::io::Copies>) {
-        match self {
-            Streams::Terminal => (Stdio::Terminal, None),
+            Streams::Terminal => Ok((Stdio::Terminal, None)),
             Streams::Pipes(pipes) => {
-                let (process, copies) = pipes.split();
-                (Stdio::Fds(process), Some(copies))
+                let (process, copies) = pipes.ready().await?;
+                Ok((Stdio::Fds(process), Some(copies)))
             }
         }
     }
+}
+
+/// Whether the init may write to containerd's FIFOs itself: nothing in a pid namespace outlives its first process.
+pub fn init_may_have_fifos(spec: &Spec) -> bool {
+    let namespaces = spec.linux().as_ref().and_then(|linux| linux.namespaces().as_ref());
+    let own = |ns: &LinuxNamespace| ns.typ() == LinuxNamespaceType::Pid && ns.path().is_none();
+    namespaces.is_some_and(|all| all.iter().any(own)) && !spec.process().as_ref().is_some_and(labelled)
+}
+
+/// The same for exec processes: what one leaves running is killed with its cgroup, unless it can leave that.
+pub fn execs_may_have_fifos(spec: &Spec) -> bool {
+    let cgroup = |mount: &&Mount| mount.typ().as_deref().is_some_and(|typ| typ.starts_with("cgroup"));
+    let read_only = |mount: &Mount| mount.options().as_ref().is_some_and(|all| all.iter().any(|o| o == "ro"));
+    let mounts = spec.mounts().as_deref().unwrap_or_default();
+    init_may_have_fifos(spec) && mounts.iter().filter(cgroup).all(read_only)
+}
+
+/// A label may forbid what is not the container's own.
+fn labelled(process: &ProcessSpec) -> bool {
+    let some = |label: &Option<String>| label.as_ref().is_some_and(|label| !label.is_empty());
+    some(process.selinux_label()) || some(process.apparmor_profile())
 }
 
 /// Starts the copies of a process that has been made.

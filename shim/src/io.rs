@@ -1,10 +1,12 @@
 //! Standard streams between a process and the paths that containerd names. Does not live here: the process (process).
 //!
-//! The process gets pipes, never containerd's FIFOs themselves: a restart of containerd then neither breaks nor blocks it.
+//! Where it is safe the process writes to containerd's FIFOs itself, and nothing is copied: of each the shim keeps a
+//! reader, so that a restart of containerd neither breaks the process nor loses what it has written. Everywhere else it
+//! gets pipes.
 
 use std::fs::{File, OpenOptions};
 use std::io::{Read, Write};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::Path;
 use std::rc::Rc;
@@ -41,11 +43,14 @@ pub struct Paths {
 /// The shim's side of a process's streams.
 pub struct Io {
     copies: Vec<JoinHandle<()>>,
+    /// Our readers of FIFOs that the process has itself.
+    direct: Vec<OwnedFd>,
     stdin: Option<JoinHandle<()>>,
     /// Where stdin is to go, until it is opened.
     stdin_pipe: Option<OwnedFd>,
     close_stdin: Rc<Notify>,
-    open: watch::Receiver<usize>,
+    /// Outputs that are not at their end.
+    open: watch::Sender<usize>,
     /// The process is being deleted.
     closing: watch::Sender<bool>,
     logger: Option<Logger>,
@@ -70,19 +75,36 @@ enum Output {
     Fifo(String),
     /// Its writer, and a reader of our own.
     Open(OwnedFd, OwnedFd),
+    /// Written by the process; a reader of our own.
+    Direct(OwnedFd),
     File(File),
     /// A pipe to a logger, for a terminal's copy.
     Pipe(OwnedFd),
 }
 
-/// Pipes whose one end the process gets, and the other ends for [`Pipes::copy`].
+/// Pipes whose one end the process gets, and the other ends for [`Copies`].
 pub struct Pipes {
-    process: [OwnedFd; 3],
-    stdin: Option<OwnedFd>,
-    stdout: Option<OwnedFd>,
-    stderr: Option<OwnedFd>,
-    outputs: [Output; 2],
+    stdin: (OwnedFd, Option<OwnedFd>),
+    outputs: [Stream; 2],
     logger: Option<Logger>,
+}
+
+/// An output of the process.
+struct Stream {
+    /// The process's end; None while it waits to be the FIFO itself.
+    process: Option<OwnedFd>,
+    /// Our end of a pipe.
+    pipe: Option<OwnedFd>,
+    to: Output,
+}
+
+/// How a process's streams are made.
+#[derive(Clone, Copy, Debug)]
+pub struct Manner {
+    /// User and group who own the process's ends of pipes.
+    pub owner: (u32, u32),
+    /// FIFOs may be given to the process: nobody who has them outlives its Delete, and no label forbids their use.
+    pub direct: bool,
 }
 
 /// Who a logger is told that it logs for.
@@ -102,6 +124,51 @@ fn null(write: bool) -> Result<OwnedFd> {
 fn set_nonblocking(fd: &OwnedFd) -> nix::Result<()> {
     let flags = OFlag::from_bits_retain(fcntl(fd, FcntlArg::F_GETFL)?);
     fcntl(fd, FcntlArg::F_SETFL(flags | OFlag::O_NONBLOCK)).map(drop)
+}
+
+impl Stream {
+    fn new(to: Output, manner: Manner) -> Result<Stream> {
+        match &to {
+            Output::Null => Ok(Stream { process: Some(null(true)?), pipe: None, to }),
+            Output::Fifo(_) if manner.direct => Ok(Stream { process: None, pipe: None, to }),
+            _ => {
+                let (read, write) = pipe()?;
+                own(&write, manner.owner)?;
+                set_nonblocking(&read).map_err(|errno| Error::sys("set up a pipe", errno))?;
+                Ok(Stream { process: Some(write), pipe: Some(read), to })
+            }
+        }
+    }
+
+    /// For a process that writes to `end` without us.
+    fn beside(end: OwnedFd) -> Stream {
+        Stream { process: Some(end), pipe: None, to: Output::Null }
+    }
+
+    async fn ready(mut self, field: &str) -> Result<(OwnedFd, Option<OwnedFd>, Output)> {
+        self.to.open(field).await?;
+        match (self.process, self.to) {
+            (Some(process), to) => Ok((process, self.pipe, to)),
+            (None, Output::Open(writer, reader)) => {
+                let blocking = fcntl(&writer, FcntlArg::F_SETFL(OFlag::empty()));
+                blocking.map_err(|errno| Error::sys(format!("{field}: set up the FIFO"), errno))?;
+                Ok((writer, None, Output::Direct(reader)))
+            }
+            (None, to) => Ok((null(true)?, None, to)),
+        }
+    }
+}
+
+fn pipe() -> Result<(OwnedFd, OwnedFd)> {
+    pipe2(OFlag::O_CLOEXEC).map_err(|errno| Error::sys("make a pipe", errno))
+}
+
+fn own(fd: &OwnedFd, owner: (u32, u32)) -> Result<()> {
+    if owner == (0, 0) {
+        return Ok(());
+    }
+    nix::unistd::fchown(fd, Some(owner.0.into()), Some(owner.1.into()))
+        .map_err(|errno| Error::sys(format!("give a pipe to {}:{}", owner.0, owner.1), errno))
 }
 
 fn output(field: &str, uri: &str) -> Result<Output> {
@@ -140,49 +207,22 @@ fn append(field: &str, path: &str) -> Result<File> {
 }
 
 impl Pipes {
-    /// Waits for the logger, if there is one, and for the readers of FIFOs: a client that is told of an exit before it
-    /// has opened them gives them up.
-    pub async fn ready(&mut self) -> Result<()> {
-        if let Some(logger) = &self.logger {
-            logger.ready().await?;
-        }
-        for (output, field) in self.outputs.iter_mut().zip(["stdout", "stderr"]) {
-            output.open(field).await?;
-        }
-        Ok(())
-    }
-
-    /// Makes the pipes. `owner` is who the process's ends belong to.
-    pub fn new(paths: &Paths, owner: (u32, u32), name: Name<'_>) -> Result<Pipes> {
-        let pipe = || pipe2(OFlag::O_CLOEXEC).map_err(|errno| Error::sys("make a pipe", errno));
-        let own = |fd: &OwnedFd| {
-            if owner == (0, 0) {
-                return Ok(());
-            }
-            nix::unistd::fchown(fd, Some(owner.0.into()), Some(owner.1.into()))
-                .map_err(|errno| Error::sys(format!("give a pipe to {}:{}", owner.0, owner.1), errno))
-        };
-        let nonblocking = |fd: &OwnedFd| set_nonblocking(fd).map_err(|errno| Error::sys("set up a pipe", errno));
-        let (stdin, ours_in) = if paths.stdin.is_empty() {
+    /// Makes the pipes.
+    pub fn new(paths: &Paths, manner: Manner, name: Name<'_>) -> Result<Pipes> {
+        let stdin = if paths.stdin.is_empty() {
             (null(false)?, None)
         } else {
             check_stdin(&paths.stdin)?;
             let (read, write) = pipe()?;
-            own(&read)?;
-            nonblocking(&write)?;
+            own(&read, manner.owner)?;
+            set_nonblocking(&write).map_err(|errno| Error::sys("set up a pipe", errno))?;
             (read, Some(write))
         };
         if let Some((logger, out, err)) = Logger::start(&paths.stdout, name.id, name.namespace)? {
-            own(&out)?;
-            own(&err)?;
-            return Ok(Pipes {
-                process: [stdin, out, err],
-                stdin: ours_in,
-                stdout: None,
-                stderr: None,
-                outputs: [Output::Null, Output::Null],
-                logger: Some(logger),
-            });
+            own(&out, manner.owner)?;
+            own(&err, manner.owner)?;
+            let outputs = [Stream::beside(out), Stream::beside(err)];
+            return Ok(Pipes { stdin, outputs, logger: Some(logger) });
         }
         let stdout = output("stdout", &paths.stdout)?;
         let stderr = match &stdout {
@@ -192,32 +232,23 @@ impl Pipes {
             }
             _ => output("stderr", &paths.stderr)?,
         };
-        let end = |output: &Output| -> Result<(OwnedFd, Option<OwnedFd>)> {
-            if matches!(output, Output::Null) {
-                return Ok((null(true)?, None));
-            }
-            let (read, write) = pipe()?;
-            own(&write)?;
-            nonblocking(&read)?;
-            Ok((write, Some(read)))
-        };
-        let (process_out, ours_out) = end(&stdout)?;
-        let (process_err, ours_err) = end(&stderr)?;
-        Ok(Pipes {
-            process: [stdin, process_out, process_err],
-            stdin: ours_in,
-            stdout: ours_out,
-            stderr: ours_err,
-            outputs: [stdout, stderr],
-            logger: None,
-        })
+        let outputs = [Stream::new(stdout, manner)?, Stream::new(stderr, manner)?];
+        Ok(Pipes { stdin, outputs, logger: None })
     }
 
-    /// The process's ends, and the rest.
-    pub fn split(self) -> ([OwnedFd; 3], Copies) {
-        let [out, err] = self.outputs;
-        let outputs = vec![(self.stdout, out), (self.stderr, err)];
-        (self.process, Copies { stdin: self.stdin, outputs, logger: self.logger })
+    /// Waits for the logger, if there is one, and for the readers of FIFOs: a client that is told of an exit before it
+    /// has opened them gives them up. Returns the process's ends, and the rest.
+    pub async fn ready(self) -> Result<([OwnedFd; 3], Copies)> {
+        if let Some(logger) = &self.logger {
+            logger.ready().await?;
+        }
+        let [stdout, stderr] = self.outputs;
+        let (stdout, pipe, to) = stdout.ready("stdout").await?;
+        let mut outputs = vec![(pipe, to)];
+        let (stderr, pipe, to) = stderr.ready("stderr").await?;
+        outputs.push((pipe, to));
+        let (stdin, ours) = self.stdin;
+        Ok(([stdin, stdout, stderr], Copies { stdin: ours, outputs, logger: self.logger }))
     }
 }
 
@@ -249,20 +280,16 @@ fn open_stdin(path: &str) -> Result<Stdin> {
 impl Copies {
     /// Starts the copies.
     pub fn start(self) -> Io {
-        let (open_tx, open) = watch::channel(0usize);
-        let open_tx = Rc::new(open_tx);
-        let mut io = Io::new(open);
+        let mut io = Io::new();
         for (pipe, output) in self.outputs {
-            let Some(pipe) = pipe else { continue };
-            open_tx.send_modify(|n| *n += 1);
-            let open_tx = open_tx.clone();
-            let closing = io.closing.subscribe();
-            io.copies.push(tokio::task::spawn_local(async move {
-                if let Err(errno) = copy_output(pipe, output, closing).await {
-                    log::warn!("copy output: {}", skiff::error::errno_text(errno));
+            match (pipe, output) {
+                (Some(pipe), output) => {
+                    let copy = copy_output(pipe, output, io.closing.subscribe());
+                    io.copy("output", copy);
                 }
-                open_tx.send_modify(|n| *n -= 1);
-            }));
+                (None, Output::Direct(reader)) => io.direct.push(reader),
+                (None, _) => {}
+            }
         }
         io.stdin_pipe = self.stdin;
         io.logger = self.logger;
@@ -271,23 +298,35 @@ impl Copies {
 }
 
 impl Io {
-    fn new(open: watch::Receiver<usize>) -> Io {
+    fn new() -> Io {
         Io {
             copies: Vec::new(),
+            direct: Vec::new(),
             stdin: None,
             stdin_pipe: None,
             close_stdin: Rc::new(Notify::new()),
-            open,
+            open: watch::Sender::new(0),
             closing: watch::Sender::new(false),
             logger: None,
         }
     }
 
+    /// Does `copy` in a task of its own, and counts it while it lasts.
+    fn copy(&mut self, what: &'static str, copy: impl Future<Output = nix::Result<()>> + 'static) {
+        self.open.send_modify(|n| *n += 1);
+        let open = self.open.clone();
+        self.copies.push(tokio::task::spawn_local(async move {
+            if let Err(errno) = copy.await {
+                log::warn!("copy {what}: {}", skiff::error::errno_text(errno));
+            }
+            open.send_modify(|n| *n -= 1);
+        }));
+    }
+
     /// Copies between a pty master and the client's FIFOs, or to a logger.
     pub async fn console(master: OwnedFd, paths: &Paths, name: Name<'_>) -> Result<Io> {
         set_nonblocking(&master).map_err(|errno| Error::sys("set up the terminal", errno))?;
-        let (open_tx, open) = watch::channel(1usize);
-        let mut io = Io::new(open);
+        let mut io = Io::new();
         let again =
             |what: &str| master.try_clone().map_err(|e| Error::io(format!("share the terminal for {what}"), &e));
         if !paths.stdin.is_empty() {
@@ -306,13 +345,8 @@ impl Io {
             logger.ready().await?;
         }
         output.open("stdout").await?;
-        let closing = io.closing.subscribe();
-        io.copies.push(tokio::task::spawn_local(async move {
-            if let Err(errno) = copy_console(master, output, closing).await {
-                log::warn!("copy terminal: {}", skiff::error::errno_text(errno));
-            }
-            open_tx.send_modify(|n| *n -= 1);
-        }));
+        let copy = copy_console(master, output, io.closing.subscribe());
+        io.copy("terminal", copy);
         Ok(io)
     }
 
@@ -331,17 +365,38 @@ impl Io {
         self.close_stdin.notify_one();
     }
 
-    /// The process has exited: nobody reads its stdin any more.
+    /// The process has exited: nobody reads its stdin any more. What it has written and nobody has read yet gets a
+    /// writer again, for a client that comes back only now: its opening waits for one.
     pub fn exited(&mut self) {
         if let Some(stdin) = self.stdin.take() {
             stdin.abort();
         }
+        for reader in std::mem::take(&mut self.direct) {
+            let mut closing = self.closing.subscribe();
+            self.copy("output", async move {
+                let unread = skiff::sys::tty::unread(reader.as_fd()).is_ok_and(|bytes| bytes > 0);
+                let writer = if unread { Some(open_again(&reader)?) } else { None };
+                let read = async {
+                    if let Some(writer) = writer {
+                        all_read(&writer).await;
+                    }
+                };
+                // What it has left running may write on until it is deleted.
+                let deleted = async {
+                    let _ = closing.wait_for(|closing| *closing).await;
+                    drop(reader);
+                };
+                tokio::join!(read, deleted);
+                Ok(())
+            });
+        }
     }
 
     /// Waits until all output has been copied, or nobody reads it, or the time is over.
-    pub fn drained(&self, patience: Duration) -> impl Future<Output = ()> + use<> {
+    pub fn drained(&mut self, patience: Duration) -> impl Future<Output = ()> + use<> {
+        self.exited();
         self.closing.send_replace(true);
-        let mut open = self.open.clone();
+        let mut open = self.open.subscribe();
         async move {
             let _ = tokio::time::timeout(patience, open.wait_for(|n| *n == 0)).await;
         }
@@ -377,6 +432,13 @@ async fn open_output(path: &str) -> nix::Result<(OwnedFd, OwnedFd)> {
     }
 }
 
+/// Another writer of a FIFO that may have lost its name.
+fn open_again(reader: &OwnedFd) -> nix::Result<OwnedFd> {
+    let path = format!("/proc/self/fd/{}", reader.as_raw_fd());
+    let writer = OpenOptions::new().write(true).custom_flags(libc::O_NONBLOCK).open(path);
+    writer.map(OwnedFd::from).map_err(errno)
+}
+
 fn errno(err: std::io::Error) -> Errno {
     Errno::from_raw(err.raw_os_error().unwrap_or(libc::EIO))
 }
@@ -409,13 +471,13 @@ async fn to_fifo(
 
 async fn copy_output(pipe: OwnedFd, output: Output, closing: watch::Receiver<bool>) -> nix::Result<()> {
     match output {
-        Output::Null | Output::Pipe(_) | Output::Fifo(_) => Ok(()),
+        Output::Null | Output::Pipe(_) | Output::Fifo(_) | Output::Direct(_) => Ok(()),
         Output::File(file) => copy_to_file(pipe, file).await,
         Output::Open(writer, reader) => {
             let to = watch_fd(writer, Interest::WRITABLE)?;
             let copy = async {
                 move_pages(watch_fd(pipe, Interest::READABLE)?, &to).await?;
-                all_read(&to).await;
+                all_read(to.get_ref()).await;
                 Ok(())
             };
             to_fifo(copy, Some(reader), closing).await
@@ -450,11 +512,9 @@ async fn move_pages(from: AsyncFd<OwnedFd>, to: &AsyncFd<OwnedFd>) -> nix::Resul
 
 /// Waits until what is in a FIFO has been read, or there is nobody to read it: closed before that, it would be lost on a
 /// client that has not come to its opening yet.
-async fn all_read(fifo: &AsyncFd<OwnedFd>) {
+async fn all_read(fifo: &OwnedFd) {
     let mut pause = Duration::from_micros(100);
-    while skiff::sys::tty::unread(fifo.get_ref().as_fd()).is_ok_and(|bytes| bytes > 0)
-        && !ready(fifo.get_ref(), PollFlags::POLLERR)
-    {
+    while skiff::sys::tty::unread(fifo.as_fd()).is_ok_and(|bytes| bytes > 0) && !ready(fifo, PollFlags::POLLERR) {
         tokio::time::sleep(pause).await;
         pause = (pause * 2).min(Duration::from_millis(5));
     }
@@ -540,7 +600,7 @@ async fn write_all(to: &AsyncFd<OwnedFd>, mut bytes: &[u8]) -> nix::Result<()> {
 
 async fn copy_console(master: OwnedFd, output: Output, closing: watch::Receiver<bool>) -> nix::Result<()> {
     match output {
-        Output::Null | Output::Fifo(_) => copy_terminal(master, To::Null).await,
+        Output::Null | Output::Fifo(_) | Output::Direct(_) => copy_terminal(master, To::Null).await,
         Output::File(file) => copy_terminal(master, To::File(file)).await,
         Output::Open(writer, reader) => {
             let copy = copy_terminal(master, To::Fifo(watch_fd(writer, Interest::WRITABLE)?));

@@ -185,7 +185,7 @@ impl Process {
 
     /// Waits for the last output and closes the streams.
     pub async fn close_io(&self) {
-        let drained = self.io.borrow().as_ref().map(|io| io.drained(DRAIN));
+        let drained = self.io.borrow_mut().as_mut().map(|io| io.drained(DRAIN));
         if let Some(drained) = drained {
             drained.await;
         }

@@ -28,10 +28,10 @@ use skiff::container::{Create, Gate};
 use skiff::{Error, Kind, Result};
 use tokio::sync::{Notify, mpsc, oneshot};
 
-use crate::container::{Container, Home, Streams, connect};
+use crate::container::{Container, Home, Streams, connect, execs_may_have_fifos, init_may_have_fifos};
 use crate::error::{no_container, status, unimplemented};
 use crate::events::{Events, timestamp};
-use crate::io::{Name, Paths};
+use crate::io::{Manner, Name, Paths};
 use crate::process::{Phase, Process, settle};
 use crate::{metrics, options, rootfs, sandbox};
 
@@ -159,14 +159,13 @@ impl Shim {
             crate::delete::remember_root(&bundle, root)?;
         }
         let name = Name { id: &request.id, namespace: &self.namespace };
-        let mut streams = Streams::new(&paths, owner, name)?;
-        streams.ready().await?;
+        let manner = Manner { owner, direct: owner == (0, 0) && init_may_have_fifos(&spec) };
+        let (stdio, copies) = Streams::new(&paths, manner, name)?.ready().await?;
         let mounted = !request.rootfs.is_empty();
         if mounted {
             rootfs::mount_all(&bundle, &request.rootfs)?;
         }
         let made = async {
-            let (stdio, copies) = streams.split();
             let root = options.root.clone().unwrap_or_else(|| DEFAULT_ROOT.into()).join(&self.namespace);
             let create = Create {
                 id: request.id.clone(),
@@ -192,8 +191,9 @@ impl Shim {
                 }
                 return Err(err);
             }
+            let manner = Manner { direct: manner.direct && execs_may_have_fifos(&spec), ..manner };
             let home = Home { root, namespace: self.namespace.clone(), mounted };
-            Ok(Container::new(created.container, bundle.clone(), init, home, owner, self.events.clone()))
+            Ok(Container::new(created.container, bundle.clone(), init, home, manner, self.events.clone()))
         }
         .await;
         let container = match made {

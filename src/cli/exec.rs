@@ -83,7 +83,7 @@ impl Exec {
             preserve_fds: self.preserve_fds + listen_fds(),
             cgroups: self.cgroup.clone(),
             ignore_paused: self.ignore_paused,
-            own_cgroup: None,
+            tree: None,
         };
         let signals = if self.detach {
             None

@@ -84,12 +84,17 @@ impl Daemon {
     }
 
     fn exec(&self, exec_id: &str, args: &[&str]) -> ttrpc::Result<()> {
+        self.exec_to(exec_id, args, Path::new(""))
+    }
+
+    fn exec_to(&self, exec_id: &str, args: &[&str], stdout: &Path) -> ttrpc::Result<()> {
         let process = serde_json::json!({"args": args, "cwd": "/", "env": ["PATH=/bin"], "user": {"uid": 0, "gid": 0}});
         let spec = Any { value: process.to_string().into_bytes(), ..Any::default() };
         let request = ExecProcessRequest {
             id: self.id.clone(),
             exec_id: exec_id.into(),
             spec: MessageField::some(spec),
+            stdout: stdout.display().to_string(),
             ..ExecProcessRequest::default()
         };
         self.client.exec(context(), &request).map(drop)
@@ -341,6 +346,122 @@ fn output_waits_for_a_reader_that_comes_back() {
     text.extend(rest.join().unwrap().bytes());
     let want: String = (1..=100_000).map(|n| format!("{n}\n")).collect();
     assert!(text == want.as_bytes(), "not a byte is lost: {} of {}", text.len(), want.len());
+    daemon.end();
+}
+
+/// Prints the inode number of its stdout.
+const WHICH: [&str; 3] = ["sh", "-c", "stat -Lc %i /proc/self/fd/1"];
+
+/// What `WHICH` prints for the init and for an exec process of this bundle, and the inode numbers of their FIFOs.
+fn which_stdout(bundle: Bundle) -> [(u64, u64); 2] {
+    let daemon = Daemon::with(bundle);
+    let inode = |path: &Path| std::os::unix::fs::MetadataExt::ino(&path.metadata().unwrap());
+    let number = |text: String| text.trim().parse::<u64>().unwrap_or_else(|_| panic!("a number: {text:?}"));
+    let (out, exec_out) = (daemon.fifo("out"), daemon.fifo("exec-out"));
+    let (text, exec_text) = (reader(&out), reader(&exec_out));
+    daemon.create_with([Path::new(""), &out, Path::new("")]).unwrap();
+    daemon.begin("").unwrap();
+    daemon.exec_to("which", &WHICH, &exec_out).unwrap();
+    daemon.begin("which").unwrap();
+    assert_eq!(daemon.wait("which").unwrap(), 0);
+    daemon.delete("which").unwrap();
+    daemon.kill("", 9, false).unwrap();
+    daemon.wait("").unwrap();
+    daemon.delete("").unwrap();
+    let seen = [(number(text.join().unwrap()), inode(&out)), (number(exec_text.join().unwrap()), inode(&exec_out))];
+    daemon.end();
+    seen
+}
+
+fn prints_which() -> Bundle {
+    Bundle::new(&["sh", "-c", "stat -Lc %i /proc/self/fd/1; exec sleep 1000"])
+}
+
+#[test]
+fn processes_write_to_the_fifos_themselves() {
+    let [init, exec] = which_stdout(prints_which());
+    assert_eq!(init.0, init.1, "no pipe and no copy between");
+    assert_eq!(exec.0, exec.1, "no pipe and no copy between");
+}
+
+#[test]
+fn who_may_outlive_its_delete_writes_to_a_pipe() {
+    let mut bundle = prints_which();
+    let namespaces = bundle.spec["linux"]["namespaces"].as_array_mut().unwrap();
+    namespaces.retain(|ns| ns["type"] != "pid");
+    let [init, exec] = which_stdout(bundle);
+    assert!(init.0 != init.1 && exec.0 != exec.1, "without a pid namespace of its own: {init:?} {exec:?}");
+
+    let mut bundle = prints_which();
+    bundle.spec["mounts"].as_array_mut().unwrap().push(serde_json::json!({
+        "destination": "/sys/fs/cgroup", "type": "cgroup", "source": "cgroup", "options": ["rw", "nosuid", "nodev"]}));
+    let [init, exec] = which_stdout(bundle);
+    assert_eq!(init.0, init.1, "the init's processes end with it");
+    assert_ne!(exec.0, exec.1, "where cgroups can be written it might leave its own");
+}
+
+#[test]
+fn what_an_exec_leaves_running_delays_no_delete_and_loses_no_line() {
+    let daemon = Daemon::start(&["sleep", "1000"]);
+    daemon.create().unwrap();
+    daemon.begin("").unwrap();
+    let out = daemon.fifo("out");
+    let text = reader(&out);
+    daemon.exec_to("leaves", &["sh", "-c", "(sleep 1; echo late; sleep 1000) & echo now"], &out).unwrap();
+    daemon.begin("leaves").unwrap();
+    assert_eq!(daemon.wait("leaves").unwrap(), 0);
+    std::thread::sleep(std::time::Duration::from_millis(1500));
+    daemon.delete("leaves").unwrap();
+    assert_eq!(text.join().unwrap(), "now\nlate\n", "the end comes with Delete, and all before it");
+    daemon.kill("", 9, false).unwrap();
+    daemon.wait("").unwrap();
+    daemon.delete("").unwrap();
+    daemon.end();
+}
+
+#[test]
+fn a_reader_that_comes_after_the_exit_gets_what_was_written() {
+    let daemon = Daemon::start(&["sh", "-c", "sleep 0.3; seq 1 1000"]);
+    let out = daemon.fifo("out");
+    let first = {
+        let out = out.clone();
+        std::thread::spawn(move || drop(std::fs::File::open(out).unwrap()))
+    };
+    daemon.create_with([Path::new(""), &out, Path::new("")]).unwrap();
+    first.join().unwrap();
+    daemon.begin("").unwrap();
+    assert_eq!(daemon.wait("").unwrap(), 0);
+    std::thread::sleep(std::time::Duration::from_millis(300));
+    let rest = reader(&out);
+    daemon.delete("").unwrap();
+    let want: String = (1..=1000).map(|n| format!("{n}\n")).collect();
+    assert_eq!(rest.join().unwrap(), want, "the kernel kept it for who comes back");
+    daemon.end();
+}
+
+#[test]
+fn a_user_who_is_not_root_can_open_its_stdout_again() {
+    let mut bundle = Bundle::new(&["sh", "-c", "echo one; echo two >/dev/stdout; echo three >>/proc/self/fd/1"]);
+    bundle.spec["process"]["user"] = serde_json::json!({"uid": 1000, "gid": 1000});
+    let daemon = Daemon::with(bundle);
+    let out = daemon.fifo("out");
+    let text = reader(&out);
+    daemon.create_with([Path::new(""), &out, Path::new("")]).unwrap();
+    daemon.begin("").unwrap();
+    assert_eq!(daemon.wait("").unwrap(), 0);
+    daemon.delete("").unwrap();
+    assert_eq!(text.join().unwrap(), "one\ntwo\nthree\n");
+    daemon.end();
+}
+
+#[test]
+fn a_created_container_holds_no_reader_up() {
+    let daemon = Daemon::start(&["sleep", "1000"]);
+    let out = daemon.fifo("out");
+    let text = reader(&out);
+    daemon.create_with([Path::new(""), &out, Path::new("")]).unwrap();
+    daemon.delete("").unwrap();
+    assert_eq!(text.join().unwrap(), "", "its end comes with Delete");
     daemon.end();
 }
 
