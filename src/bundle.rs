@@ -50,8 +50,8 @@ pub fn parse_process(json: &[u8]) -> Result<Process> {
     parse("process", json)
 }
 
-/// The OCI types know a fixed list of capabilities, while the spec says that unknown ones should be no error: they are
-/// taken out and the rest is read again.
+/// The OCI types know a fixed list of capabilities, while the spec says that unknown ones should be no error, and they
+/// insist on a user, which callers leave out for root: such things are put right and the text is read again.
 fn parse<T: DeserializeOwned>(name: &str, json: &[u8]) -> Result<T> {
     // Serde would take an array for the fields of an object in their order.
     if json.iter().find(|byte| !byte.is_ascii_whitespace()).is_some_and(|byte| *byte != b'{') {
@@ -61,10 +61,15 @@ fn parse<T: DeserializeOwned>(name: &str, json: &[u8]) -> Result<T> {
         Ok(value) => return Ok(value),
         Err(err) => err,
     };
-    if path.contains("capabilities.")
+    if (path.contains("capabilities.") || path.contains("scheduler.flags") || cause.contains("missing field `user`"))
         && let Ok(mut value) = serde_json::from_slice::<serde_json::Value>(json)
     {
-        drop_unknown_capabilities(&mut value);
+        let process = if value.get("process").is_some() { value.get_mut("process") } else { Some(&mut value) };
+        if let Some(process) = process.and_then(serde_json::Value::as_object_mut) {
+            drop_unknown_capabilities(process);
+            spec_names_of_flags(process);
+            process.entry("user").or_insert_with(|| serde_json::json!({"uid": 0, "gid": 0}));
+        }
         return serde_path_to_error::deserialize(value)
             .map_err(|err| error(name, &err.path().to_string(), &err.into_inner().to_string()));
     }
@@ -85,9 +90,16 @@ fn error(name: &str, path: &str, cause: &str) -> Error {
     if path.is_empty() { Error::invalid(name, cause) } else { Error::invalid(format!("{name}: {path}"), cause) }
 }
 
-fn drop_unknown_capabilities(value: &mut serde_json::Value) {
-    let process = if value.get("process").is_some() { value.get_mut("process") } else { Some(value) };
-    let Some(sets) = process.and_then(|p| p.get_mut("capabilities")).and_then(|c| c.as_object_mut()) else { return };
+/// Of one flag the OCI types know the kernel's name alone.
+fn spec_names_of_flags(process: &mut serde_json::Map<String, serde_json::Value>) {
+    let flags = process.get_mut("scheduler").and_then(|s| s.get_mut("flags")).and_then(|f| f.as_array_mut());
+    for flag in flags.into_iter().flatten().filter(|flag| *flag == "SCHED_FLAG_RESET_ON_FORK") {
+        *flag = "SCHED_RESET_ON_FORK".into();
+    }
+}
+
+fn drop_unknown_capabilities(process: &mut serde_json::Map<String, serde_json::Value>) {
+    let Some(sets) = process.get_mut("capabilities").and_then(|c| c.as_object_mut()) else { return };
     for (set, list) in sets {
         let Some(list) = list.as_array_mut() else { continue };
         list.retain(|cap| {

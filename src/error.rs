@@ -113,15 +113,19 @@ impl Error {
 
 /// `no such file or directory (ENOENT)`: by text and by name, lower case.
 pub fn errno_text(errno: nix::errno::Errno) -> String {
+    format!("{} ({errno:?})", errno_words(errno))
+}
+
+/// `no such file or directory`: lower case.
+pub fn errno_words(errno: nix::errno::Errno) -> String {
     let desc = errno.desc();
     let mut chars = desc.chars();
-    let lower: String = match chars.next() {
+    match chars.next() {
         Some(first) if !desc.starts_with("RPC") && !desc.starts_with("I/O") => {
             first.to_lowercase().chain(chars).collect()
         }
         _ => desc.to_string(),
-    };
-    format!("{lower} ({errno:?})")
+    }
 }
 
 #[cfg(test)]

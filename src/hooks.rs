@@ -4,6 +4,7 @@ use std::fs::File;
 use std::io::{Read, Seek, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::process::CommandExt;
+use std::os::unix::process::ExitStatusExt;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -83,7 +84,10 @@ impl Running {
         match self.child.try_wait() {
             Ok(Some(status)) if status.success() => Ok(Some(())),
             Ok(Some(status)) => {
-                let status = status.to_string().replace("exit status: ", "exit status ");
+                let status = match status.signal() {
+                    Some(libc::SIGSYS) => "signal: bad system call (the container's seccomp filter)".to_string(),
+                    _ => status.to_string().replace("exit status: ", "exit status "),
+                };
                 let (stdout, stderr) = (text(&mut self.stdout), text(&mut self.stderr));
                 let text = format!("{}: {status}, stdout: {stdout}, stderr: {stderr}", self.what);
                 Err(Error::new(Kind::System, text))

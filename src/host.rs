@@ -94,7 +94,7 @@ pub fn mount_points() -> Vec<PathBuf> {
 }
 
 /// mountinfo writes space, tab, newline and backslash in octal (proc_pid_mountinfo(5)).
-fn unescape(field: &str) -> String {
+pub(crate) fn unescape(field: &str) -> String {
     field.replace("\\040", " ").replace("\\011", "\t").replace("\\012", "\n").replace("\\134", "\\")
 }
 

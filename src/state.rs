@@ -94,8 +94,9 @@ pub struct Own {
 
 /// The FIFO that `start` writes to; there until the container is started.
 pub const GATE: &str = "exec.fifo";
-/// The FIFO that the init answers `start` on.
-const ANSWER: &str = "start.fifo";
+/// The FIFO that the init answers `start` on. It has the gate's name, which is the one that tools know an init to hold.
+const ANSWER: &str = "answer/exec.fifo";
+const ANSWERS: &str = "answer";
 const FILE: &str = "state.json";
 
 /// Checks a container id: `[A-Za-z0-9_+.-]+`, neither `.` nor `..`, and short enough for a file name.
@@ -187,6 +188,8 @@ impl Dir {
             nix::fcntl::open(&path, OFlag::O_RDWR | OFlag::O_CLOEXEC, Mode::empty())
         };
         let make = |name: &str| make(name).map_err(|errno| Error::sys(format!("make {name:?}"), errno));
+        nix::unistd::mkdir(&self.0.join(ANSWERS), Mode::from_bits_truncate(0o700))
+            .map_err(|errno| Error::sys(format!("make {ANSWERS:?}"), errno))?;
         Ok((make(GATE)?, make(ANSWER)?))
     }
 
@@ -218,6 +221,7 @@ impl Dir {
         for name in [GATE, ANSWER] {
             let _ = fs::remove_file(self.0.join(name));
         }
+        let _ = fs::remove_dir(self.0.join(ANSWERS));
     }
 
     /// Removes the directory; Ok when it is gone already.

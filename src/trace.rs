@@ -1,6 +1,7 @@
 //! A timeline of a create, of the parent's and the child's side: marks in a memory file that both append to.
 
 use std::io::{Read, Seek, Write};
+use std::os::fd::{AsRawFd, RawFd};
 use std::rc::Rc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -25,6 +26,12 @@ pub struct Trace(Rc<std::fs::File>);
 
 /// The mark that ends the last step of a side.
 const END: &str = "end";
+
+impl AsRawFd for Trace {
+    fn as_raw_fd(&self) -> RawFd {
+        self.0.as_raw_fd()
+    }
+}
 
 impl Trace {
     /// An empty one.

@@ -42,7 +42,7 @@ impl Directory {
                 Ok(()) => {
                     made.push(at.clone());
                     if plan.controllers.iter().any(|controller| controller == "cpuset") {
-                        inherit_cpuset(&parent, &at);
+                        inherit_cpuset(&plan.mountpoint, &parent, &at);
                     }
                 }
                 Err(err) if err.kind() == std::io::ErrorKind::AlreadyExists => {}
@@ -196,11 +196,19 @@ fn enable_controllers(dir: &Path, wanted: &str) {
     }
 }
 
-/// A new v1 cpuset has no processors and no memory, and takes no process before it has some.
-fn inherit_cpuset(parent: &Path, dir: &Path) {
+/// A new v1 cpuset has no processors and no memory, and takes no process before it has some. Whoever made the parent may
+/// have left it as empty.
+fn inherit_cpuset(top: &Path, parent: &Path, dir: &Path) {
     for file in ["cpuset.cpus", "cpuset.mems"] {
-        if let Ok(value) = fs::read_to_string(parent.join(file)) {
-            let _ = fs::write(dir.join(file), value.trim());
+        let value = || fs::read_to_string(parent.join(file)).unwrap_or_default();
+        let mut inherited = value();
+        if inherited.trim().is_empty()
+            && parent != top
+            && let Some(above) = parent.parent()
+        {
+            inherit_cpuset(top, above, parent);
+            inherited = value();
         }
+        let _ = fs::write(dir.join(file), inherited.trim());
     }
 }

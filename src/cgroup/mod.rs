@@ -144,7 +144,8 @@ impl Cgroup {
             match dir.open_file(file, OFlag::O_WRONLY) {
                 Err(errno) if self.rootless && refused(Some(errno)) => {}
                 Err(errno) => {
-                    let what = format!("unable to apply cgroup configuration: adding pid to {:?}", dir.path());
+                    let what =
+                        format!("unable to apply cgroup configuration: adding pid to {}/{file}", dir.path().display());
                     return Err(Error::sys(what, errno));
                 }
                 Ok(fd) => out.push(fd),

@@ -35,10 +35,14 @@ pub fn open(root: BorrowedFd<'_>, plan: &Process, report: &Report) -> Result<Own
 /// Binds the slave onto `/dev/console` below `root`.
 pub fn bind(root: BorrowedFd<'_>, slave: &OwnedFd) -> Result<(), Failure> {
     const CONSOLE: &CStr = c"dev/console";
-    let target = path::create_file(root, CONSOLE).at(Step::Console)?;
-    if path::kind(target.as_fd()).at(Step::Console)?.0 == SFlag::S_IFLNK {
-        return Err(Failure::new(Step::Console, 0, Errno::ELOOP).detail("/dev/console is a symlink"));
-    }
+    let target = match path::open_no_symlinks(root, CONSOLE, OFlag::O_PATH) {
+        Err(Errno::ELOOP) => {
+            return Err(Failure::new(Step::Console, 0, Errno::ELOOP).detail("/dev/console is a symlink"));
+        }
+        Err(Errno::ENOENT) => path::create_file(root, CONSOLE),
+        other => other,
+    };
+    let target = target.at(Step::Console)?;
     let copy = mount::clone_tree(slave.as_fd(), c"", false).at(Step::Console)?;
     mount::attach(copy.as_fd(), target.as_fd()).at(Step::Console)
 }

@@ -2,7 +2,6 @@
 
 use std::os::fd::{AsFd, OwnedFd};
 
-use nix::errno::Errno;
 use nix::sys::stat::{Mode, umask};
 
 use super::report::{At, Failure, Record, Report, Step};
@@ -101,19 +100,19 @@ fn birth(exec: &Exec<'_>, report: &Report) -> Result<std::convert::Infallible, F
         }
     }
     drop(root);
+    // While a seccomp filter cannot forbid it yet.
+    sys::cloexec_from(3 + exec.preserve_fds).at(Step::Descriptors)?;
+    for fd in 3..3 + exec.preserve_fds as i32 {
+        sys::set_cloexec(fd, false).at(Step::Descriptors)?;
+    }
     let filter = exec.filter.as_ref().map(|(program, flags)| (program.as_slice(), *flags));
     let limits = identity::Limits { own: !exec.in_user_namespace };
     let ready = identity::become_user(plan, filter, exec.in_user_namespace, limits, report)?;
     let mut env = plan.env.clone();
     init::env_push(&mut env, ready.home);
-    sys::cloexec_from(3 + exec.preserve_fds).at(Step::Descriptors)?;
-    for fd in 3..3 + exec.preserve_fds as i32 {
-        sys::set_cloexec(fd, false).at(Step::Descriptors)?;
-    }
     report.send(&Record::Execing).at(Step::Parent)?;
     if plan.no_new_privs && !identity::notifies(filter) {
         identity::install(filter, report)?;
     }
-    let errno: Errno = sys::execve(&ready.program, &plan.argv, &env);
-    Err(Failure::new(Step::Execve, 0, errno))
+    Err(init::execve(&ready.program, &plan.argv, &env))
 }

@@ -1,16 +1,19 @@
 //! The birth of a container's init, from clone to execve, as one straight line.
 
 use std::collections::BTreeMap;
-use std::os::fd::{AsFd, OwnedFd};
+use std::ffi::CStr;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::PathBuf;
 
 use nix::errno::Errno;
 use nix::sys::stat::{Mode, umask};
 use oci_spec::runtime::{Hook, LinuxNamespaceType as Kind};
 
+use super::identity::Limits;
 use super::report::{self, At, Failure, Record, Report, Step};
 use super::rootfs::{self, Surroundings};
 use super::{console, identity};
+use crate::error::errno_words;
 use crate::hooks;
 use crate::plan::Plan;
 use crate::sys::clone::{self, Side};
@@ -43,7 +46,7 @@ pub struct Init<'a> {
     /// Descriptors 3..3+n stay open.
     pub preserve_fds: u32,
     /// The socket to the parent.
-    pub report: OwnedFd,
+    pub report: Option<OwnedFd>,
     /// A FIFO to read the start from and one to write records to afterwards; None goes on with the socket.
     pub gate: Option<(OwnedFd, OwnedFd)>,
     /// The state for hooks, without pid and status.
@@ -56,47 +59,53 @@ impl Init<'_> {
     fn mark(&self, step: &str) {
         self.trace.iter().for_each(|trace| trace.mark(Track::Child, step));
     }
+
+    /// A created container may wait long for its start, and an exec may look at it meanwhile: nothing of the host's stays
+    /// open. While a seccomp filter cannot forbid it yet.
+    fn close_what_is_done(&self, report: &Report) -> nix::Result<()> {
+        let mut keep = vec![report.as_raw_fd()];
+        keep.extend(self.report.iter().map(AsRawFd::as_raw_fd));
+        keep.extend(self.gate.iter().flat_map(|(go, answer)| [go.as_raw_fd(), answer.as_raw_fd()]));
+        keep.extend(self.trace.iter().map(|trace| trace.as_raw_fd()));
+        keep.extend(3..3 + self.preserve_fds as i32);
+        sys::close_others(&mut keep)
+    }
 }
 
 /// Runs in the child; does not return.
 pub fn run(init: Init<'_>) -> ! {
     sys::reset_signals();
-    let report = match init.report.try_clone() {
-        Ok(fd) => Report::new(fd),
-        Err(_) => sys::exit_now(1),
-    };
-    if let Err((failure, report)) = birth(init, report) {
+    let Some(Ok(fd)) = init.report.as_ref().map(OwnedFd::try_clone) else { sys::exit_now(1) };
+    // Most of its descriptors are closed by number on the way.
+    let mut init = std::mem::ManuallyDrop::new(init);
+    if let Err((failure, report)) = birth(&mut init, Report::new(fd)) {
         let _ = report.send(&Record::Failed(failure));
     }
     sys::exit_now(1)
 }
 
-fn birth(init: Init<'_>, report: Report) -> Result<(), (Failure, Report)> {
-    let (ready, slave) = match create(&init, &report) {
+fn birth(init: &mut Init<'_>, report: Report) -> Result<(), (Failure, Report)> {
+    let ready = match create(init, &report) {
         Ok(ready) => ready,
         Err(failure) => return Err((failure, report)),
     };
-    drop(slave);
     init.trace.iter().for_each(|trace| trace.end(Track::Child));
     if let Err(errno) = report.send(&Record::Ready) {
         return Err((Failure::new(Step::Parent, 0, errno), report));
     }
-    let Init { plan, filter, report: socket, gate, preserve_fds, state, .. } = init;
-    let (go, report) = match gate {
-        Some((go, status)) => {
-            drop(socket);
-            (go, Report::new(status))
-        }
-        None => (socket, report),
+    let (go, report) = match (init.gate.take(), init.report.take()) {
+        (Some((go, answer)), _) => (go, Report::new(answer)),
+        (None, Some(socket)) => (socket, report),
+        (None, None) => return Ok(()),
     };
-    let failed = match start(plan, &filter, ready, go, preserve_fds, &state, &report) {
+    let failed = match start(init.plan, &init.filter, ready, go, init.preserve_fds, &init.state, &report) {
         Ok(never) => match never {},
         Err(failure) => failure,
     };
     Err((failed, report))
 }
 
-fn create(init: &Init<'_>, report: &Report) -> Result<(identity::Ready, Option<OwnedFd>), Failure> {
+fn create(init: &Init<'_>, report: &Report) -> Result<identity::Ready, Failure> {
     let plan = init.plan;
     init.mark("cgroup");
     // In a user namespace of its own it may not lower its score: the parent does it.
@@ -126,6 +135,7 @@ fn create(init: &Init<'_>, report: &Report) -> Result<(identity::Ready, Option<O
     }
     let around = Surroundings {
         sources: &init.sources,
+        report,
         cgroups: &init.cgroups,
         cgroup_namespace: plan.namespaces.has(Kind::Cgroup),
         bind_devices: plan.namespaces.has(Kind::User),
@@ -143,6 +153,10 @@ fn create(init: &Init<'_>, report: &Report) -> Result<(identity::Ready, Option<O
     if has(plan.hooks.prestart()) || has(plan.hooks.create_runtime()) {
         report.send(&Record::Mounted).at(Step::Parent)?;
         report.wait().at(Step::Parent)?;
+    }
+    if has(plan.hooks.create_container()) {
+        // What they are there for lies in the rootfs, which is not the root yet.
+        nix::unistd::fchdir(&prepared.root).at(Step::CreateContainerHook)?;
     }
     run_hooks(
         Step::CreateContainerHook,
@@ -184,16 +198,12 @@ fn create(init: &Init<'_>, report: &Report) -> Result<(identity::Ready, Option<O
         }
         (None, None) => {}
     }
+    drop(slave);
+    init.close_what_is_done(report).at(Step::Descriptors)?;
     init.mark("process, capabilities and seccomp");
     let filter = init.filter.as_ref().map(|(program, flags)| (program.as_slice(), *flags));
-    let ready = identity::become_user(
-        &plan.process,
-        filter,
-        plan.namespaces.has(Kind::User),
-        identity::Limits { own: false },
-        report,
-    )?;
-    Ok((ready, slave))
+    let in_user_namespace = plan.namespaces.has(Kind::User);
+    identity::become_user(&plan.process, filter, in_user_namespace, Limits { own: !in_user_namespace }, report)
 }
 
 fn namespaces(init: &Init<'_>, report: &Report) -> Result<(), Failure> {
@@ -269,7 +279,13 @@ fn start(
     report::wait(go.as_fd()).at(Step::Gate)?;
     let mut env = plan.process.env.clone();
     env_push(&mut env, ready.home);
+    let filter = filter.as_ref().map(|(program, flags)| (program.as_slice(), *flags));
+    let mut filter_is_due = plan.process.no_new_privs && !identity::notifies(filter);
     if has(plan.hooks.start_container()) {
+        // They are the container's code, and under its filter.
+        if std::mem::take(&mut filter_is_due) {
+            identity::install(filter, report)?;
+        }
         let pairs: Vec<(String, String)> = env
             .as_slice()
             .iter()
@@ -278,17 +294,22 @@ fn start(
             .collect();
         run_hooks(Step::StartContainerHook, "startContainer", plan.hooks.start_container(), state, "created", &pairs)?;
     }
-    sys::cloexec_from(3 + preserve_fds).at(Step::Descriptors)?;
     for fd in 3..3 + preserve_fds as i32 {
         sys::set_cloexec(fd, false).at(Step::Descriptors)?;
     }
     report.send(&Record::Execing).at(Step::Parent)?;
-    let filter = filter.as_ref().map(|(program, flags)| (program.as_slice(), *flags));
-    if plan.process.no_new_privs && !identity::notifies(filter) {
+    if filter_is_due {
         identity::install(filter, report)?;
     }
-    let errno = sys::execve(&ready.program, &plan.process.argv, &env);
-    Err(Failure::new(Step::Execve, 0, errno))
+    Err(execve(&ready.program, &plan.process.argv, &env))
+}
+
+/// Becomes the user's program. Its failure is told to who reads the container's stderr, too.
+pub fn execve(program: &CStr, argv: &sys::CStrings, env: &sys::CStrings) -> Failure {
+    let errno = sys::execve(program, argv, env);
+    let text = format!("exec {}: {}\n", program.to_string_lossy(), errno_words(errno));
+    let _ = nix::unistd::write(std::io::stderr(), text.as_bytes());
+    Failure::new(Step::Execve, 0, errno)
 }
 
 /// Adds HOME, when the passwd had to tell it.

@@ -213,6 +213,8 @@ pub enum Record {
     Mounted,
     /// The pty master comes with this record.
     Console,
+    /// The detached mount that comes with this record, of the mount with this place in the plan, is to get its id maps.
+    NeedIdmap(u32),
     /// The seccomp filter is on; this descriptor of the child is its listener.
     Listener(i32),
     /// It waits at the gate.
@@ -238,10 +240,14 @@ impl Record {
             Record::Execing => (5, None),
             Record::Failed(failure) => (6, Some(failure)),
             Record::Listener(_) => (7, None),
+            Record::NeedIdmap(_) => (8, None),
         };
         let mut out = vec![kind];
         if let Record::Listener(number) = self {
             out.extend(number.to_le_bytes());
+        }
+        if let Record::NeedIdmap(at) = self {
+            out.extend(at.to_le_bytes());
         }
         if let Some(f) = failure {
             out.push(f.step as u8);
@@ -262,6 +268,7 @@ impl Record {
             (4, 1) => Record::Ready,
             (5, 1) => Record::Execing,
             (7, 5) => Record::Listener(i32::from_le_bytes(bytes[1..5].try_into().ok()?)),
+            (8, 5) => Record::NeedIdmap(u32::from_le_bytes(bytes[1..5].try_into().ok()?)),
             (6, 10..) => Record::Failed(Failure {
                 step: *Step::ALL.get(usize::from(bytes[1]))?,
                 item: u32::from_le_bytes(bytes[2..6].try_into().ok()?),
@@ -276,6 +283,12 @@ impl Record {
 /// The child's end: records go out here, and the parent's word comes in.
 #[derive(Debug)]
 pub struct Report(OwnedFd);
+
+impl AsRawFd for Report {
+    fn as_raw_fd(&self) -> RawFd {
+        self.0.as_raw_fd()
+    }
+}
 
 impl Report {
     /// On this socket or pipe.
@@ -323,7 +336,7 @@ mod tests {
         let failure = Failure::new(Step::Execve, 7, Errno::ENOEXEC).detail("why");
         for record in [Record::NeedMaps, Record::Born, Record::Mounted, Record::Console, Record::Ready, Record::Execing]
             .into_iter()
-            .chain([Record::Failed(failure), Record::Listener(7)])
+            .chain([Record::Failed(failure), Record::Listener(7), Record::NeedIdmap(300)])
         {
             assert_eq!(Record::decode(&record.encode()), Some(record));
         }

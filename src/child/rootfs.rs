@@ -10,7 +10,7 @@ use nix::fcntl::OFlag;
 use nix::mount::MsFlags;
 use nix::sys::stat::{Mode, SFlag, fstat};
 
-use super::report::{At, Failure, Step};
+use super::report::{At, Failure, Record, Report, Step};
 use crate::plan::rootfs::{Device, MountKind, MountPlan, Rootfs, V1Mount};
 use crate::sys::mount::{self, FsContext, MountAttr, attr};
 use crate::sys::path;
@@ -55,6 +55,8 @@ impl Cover {
 pub struct Surroundings<'a> {
     /// Sources of bind mounts that the parent has opened, by place in the plan; the others are opened here.
     pub sources: &'a [Option<OwnedFd>],
+    /// The way to the parent.
+    pub report: &'a Report,
     /// The container's cgroup directories: controller to path, "" on v2.
     pub cgroups: &'a BTreeMap<String, PathBuf>,
     /// The container has a cgroup namespace of its own.
@@ -140,15 +142,19 @@ fn one_mount(
     around: &Surroundings<'_>,
 ) -> Result<Option<OwnedFd>, Failure> {
     let fd = match &plan.kind {
-        MountKind::Bind { source, recursive } => {
-            let opened;
-            let fd = match around.sources.get(at).and_then(Option::as_ref) {
-                Some(fd) => fd.try_clone().map_err(|_| Errno::EMFILE).at_item(Step::MountSource, at)?,
-                None => {
-                    opened = open_source(source, *recursive).at_item(Step::MountSource, at)?;
-                    opened
-                }
+        MountKind::Bind { source, within, recursive } => {
+            let fd = match (around.sources.get(at).and_then(Option::as_ref), within) {
+                (Some(fd), _) => fd.try_clone().map_err(|_| Errno::EMFILE),
+                // What the mounts before this one have put there.
+                (None, Some(within)) => path::open_in_root(root.as_fd(), within, OFlag::O_PATH)
+                    .and_then(|from| mount::clone_tree(from.as_fd(), c"", *recursive)),
+                (None, None) => open_source(source, *recursive),
             };
+            let fd = fd.at_item(Step::MountSource, at)?;
+            if within.is_some() && plan.idmap.is_some() {
+                around.report.send_fd(&Record::NeedIdmap(at as u32), fd.as_fd()).at(Step::Parent)?;
+                around.report.wait().at(Step::Parent)?;
+            }
             let is_dir = path::kind(fd.as_fd()).at_item(Step::MountSource, at)?.0 == SFlag::S_IFDIR;
             let target = target(root, plan, is_dir, at)?;
             attributes(&fd, plan).at_item(Step::MountAttributes, at)?;
@@ -372,6 +378,7 @@ pub fn enter(plan: &Rootfs, prepared: &Prepared) -> Result<(), Failure> {
             .at(Step::Chroot);
     }
     if plan.no_pivot {
+        hide_host_pseudo(&plan.path)?;
         let slash = path::open_dir(c"/").at(Step::PivotRoot)?;
         mount::attach(prepared.root.as_fd(), slash.as_fd())
             .and_then(|()| nix::unistd::fchdir(&prepared.root))
@@ -386,6 +393,44 @@ pub fn enter(plan: &Rootfs, prepared: &Prepared) -> Result<(), Failure> {
         mount::setattr(prepared.root.as_fd(), recursive, &change).at(Step::RootPropagation)?;
     }
     Ok(())
+}
+
+/// Without pivot_root(2) the host's mounts stay below: a procfs or sysfs there that nothing covers would let the container
+/// mount its own without any mask (fs/namespace.c, mnt_already_visible).
+fn hide_host_pseudo(rootfs: &CStr) -> Result<(), Failure> {
+    let table = std::fs::read_to_string("/proc/self/mountinfo").map_err(|_| Errno::ENOENT).at(Step::PivotRoot)?;
+    let ours = rootfs.to_bytes();
+    for line in table.lines() {
+        let Some((before, after)) = line.split_once(" - ") else { continue };
+        let mut fields = before.split(' ');
+        let (Some("/"), Some(point)) = (fields.nth(3), fields.next()) else { continue };
+        if !matches!(after.split(' ').next(), Some("proc" | "sysfs")) {
+            continue;
+        }
+        let point = crate::host::unescape(point);
+        let inside = point.as_bytes().strip_prefix(ours).is_some_and(|rest| rest.is_empty() || rest.starts_with(b"/"));
+        if inside {
+            continue;
+        }
+        let point = CString::new(point).map_err(|_| Errno::EINVAL).at(Step::PivotRoot)?;
+        hide_mount(&point).at(Step::PivotRoot)?;
+    }
+    Ok(())
+}
+
+fn hide_mount(point: &CStr) -> nix::Result<()> {
+    match set_propagation(point, (libc::MS_PRIVATE, true))
+        .and_then(|()| nix::mount::umount2(point, nix::mount::MntFlags::MNT_DETACH))
+    {
+        // Locked by a user namespace, or gone with one before: it is covered.
+        Err(Errno::EINVAL | Errno::EPERM) => {
+            let Ok(target) = path::open_dir(point) else { return Ok(()) };
+            let empty = mount::new_mount(c"tmpfs", &[], attr::RDONLY)?;
+            mount::attach(empty.as_fd(), target.as_fd())
+        }
+        Err(Errno::ENOENT) => Ok(()),
+        other => other,
+    }
 }
 
 /// What can only be done when nothing is made in the root any more: read-only mounts, read-only and masked paths.

@@ -94,6 +94,11 @@ pub fn usage_error(program: &str, err: &clap::Error) -> i32 {
         }
         return 0;
     }
+    if err.kind() == ErrorKind::InvalidSubcommand && asked {
+        let topic = err.get(clap::error::ContextKind::InvalidSubcommand).map(ToString::to_string).unwrap_or_default();
+        eprintln!("{program}: No help topic for '{topic}'");
+        return 3;
+    }
     let text = err.to_string();
     let cause = text.lines().next().unwrap_or_default().trim_start_matches("error: ");
     let cause = match (err.kind(), command) {

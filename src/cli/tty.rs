@@ -10,7 +10,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg};
-use nix::sys::termios::{SetArg, Termios, cfmakeraw, tcgetattr, tcsetattr};
+use nix::sys::termios::{OutputFlags, SetArg, Termios, cfmakeraw, tcgetattr, tcsetattr};
 use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid};
 use skiff::launch::{Exit, Process};
 use skiff::sys::process::standard_stream;
@@ -73,10 +73,16 @@ impl Session {
         let Some(master) = &session.master else { return Ok(session) };
         nix::fcntl::fcntl(master, nix::fcntl::FcntlArg::F_SETFL(nix::fcntl::OFlag::O_NONBLOCK))
             .map_err(|errno| Error::sys("set up the terminal", errno))?;
+        // One translation of line ends is enough, and it is the caller's terminal that does it, if there is one.
+        if let Ok(mut termios) = tcgetattr(master) {
+            termios.output_flags.remove(OutputFlags::ONLCR);
+            tcsetattr(master, SetArg::TCSANOW, &termios).map_err(|errno| Error::sys("set up the terminal", errno))?;
+        }
         let stdin = standard_stream(0);
         if let Ok(termios) = tcgetattr(stdin) {
             let mut raw = termios.clone();
             cfmakeraw(&mut raw);
+            raw.output_flags.insert(OutputFlags::OPOST);
             tcsetattr(stdin, SetArg::TCSANOW, &raw).map_err(|errno| Error::sys("make the terminal raw", errno))?;
             session.restore = Some(termios);
             session.copy_size();

@@ -30,7 +30,7 @@ pub fn start(work: impl FnOnce() -> Result<()>) -> Result<Chore> {
     let (answer, end) = nix::unistd::pipe2(OFlag::O_CLOEXEC).map_err(fail)?;
     match clone::clone3(0, None).map_err(fail)? {
         Side::Child => {
-            let text = match sys::close_others(end.as_raw_fd()) {
+            let text = match sys::close_others(&mut [end.as_raw_fd()]) {
                 Ok(()) => work().map_or_else(|err| format!("{:02}{err}", err.kind() as u8), |()| "ok".into()),
                 Err(errno) => format!("{:02}close descriptors: {errno}", Kind::System as u8),
             };
@@ -58,7 +58,7 @@ pub fn hold(work: impl FnOnce() -> Result<String>) -> Result<Held> {
     let (answer, end) = std::os::unix::net::UnixStream::pair().map_err(|e| Error::io("start a chore", &e))?;
     match clone::clone3(0, None).map_err(fail)? {
         Side::Child => {
-            let text = match sys::close_others(end.as_raw_fd()) {
+            let text = match sys::close_others(&mut [end.as_raw_fd()]) {
                 Ok(()) => work().map_or_else(|err| format!("{:02}{err}", err.kind() as u8), |text| format!("ok{text}")),
                 Err(errno) => format!("{:02}close descriptors: {errno}", Kind::System as u8),
             };

@@ -94,6 +94,11 @@ fn shared(field: &str, plan: &Process, failure: &Failure) -> Error {
         Step::Keyring => "join a new session keyring".into(),
         Step::MakeCwd => format!("{field}.cwd: make {:?}", plan.cwd),
         Step::NoNewPrivs => format!("{field}.noNewPrivileges: set"),
+        Step::Scheduler if errno == Errno::EPERM => {
+            // sched_setattr(2): a deadline is for a thread that may run everywhere.
+            let hint = "process scheduler can't be used together with AllowedCPUs, or is not permitted";
+            format!("{field}.scheduler: set ({hint})")
+        }
         Step::Scheduler => format!("{field}.scheduler: set"),
         Step::IoPriority => format!("{field}.ioPriority: set"),
         Step::Affinity => format!("{field}.execCPUAffinity: set"),

@@ -106,6 +106,16 @@ pub fn begin(begin: Begin<'_>) -> Result<Birth> {
         }
         Err(errno) => Err(Error::sys("clone the exec process", errno)),
     };
+    if let (Ok(process), true) = (&process, log::log_enabled!(log::Level::Debug)) {
+        let pid = process.pid;
+        log::debug!("nsexec container setup: process {pid} cloned, joins namespaces {namespaces:#x}");
+        if let Some(initial) = &plan.affinity.initial {
+            let mask: String = initial.iter().rev().map(|word| format!("{word:016x}")).collect();
+            let mask = mask.trim_start_matches('0');
+            log::debug!("nsexec[{pid}]: affinity: 0x{}", if mask.is_empty() { "0" } else { mask });
+        }
+        log::debug!("child process in init(): pid {pid}, then setns_init: about to exec");
+    }
     let wait_for_parent = child.wait_for_parent;
     drop(child);
     let restored = aim.done();

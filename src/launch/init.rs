@@ -21,7 +21,7 @@ use crate::child::report::Record;
 use crate::child::rootfs::open_source;
 use crate::hooks::{self, Running};
 use crate::plan::Plan;
-use crate::plan::rootfs::MountKind;
+use crate::plan::rootfs::{MountKind, MountPlan};
 use crate::plan::seccomp::Listener;
 use crate::sys::clone::{self, Side};
 use crate::sys::mount::{MountAttr, setattr};
@@ -63,6 +63,8 @@ pub struct Birth {
     listener: Option<Listener>,
     /// The network namespace that the container joins.
     joined_net: Option<OwnedFd>,
+    /// The user namespace that it joins, where mounts inside its root are to have that one's ids.
+    joined_user: Option<OwnedFd>,
 }
 
 /// An init at its gate.
@@ -106,6 +108,13 @@ pub fn begin(begin: Begin<'_>) -> Result<Birth> {
     let (channel, child_end) = Channel::pair()?;
     let joined_user = joins.iter().find(|(kind, ..)| *kind == Kind::User as u64).map(|(.., fd)| fd);
     let sources = sources(&plan, joined_user)?;
+    let late_maps = plan
+        .rootfs
+        .mounts
+        .iter()
+        .any(|mount| mount.idmap.is_some() && matches!(&mount.kind, MountKind::Bind { within: Some(_), .. }));
+    let joined_user = joined_user.filter(|_| late_maps).map(OwnedFd::try_clone).transpose();
+    let joined_user = joined_user.map_err(|e| Error::io("hold the user namespace", &e))?;
     let joined_net = joins.iter().find(|(kind, ..)| *kind == Kind::Network as u64).map(|(.., fd)| fd.try_clone());
     let joined_net = joined_net.transpose().map_err(|e| Error::io("hold the network namespace", &e))?;
     let mut init = Init {
@@ -118,7 +127,7 @@ pub fn begin(begin: Begin<'_>) -> Result<Birth> {
         cgroups: cgroup.paths().clone(),
         stdio,
         preserve_fds,
-        report: child_end,
+        report: Some(child_end),
         gate,
         state: state.clone(),
         trace,
@@ -149,6 +158,10 @@ pub fn begin(begin: Begin<'_>) -> Result<Birth> {
         Side::Child => init::run(init),
         Side::Parent(pid, pidfd) => Process { pid, pidfd },
     };
+    log::debug!("nsexec container setup: init {} cloned, with namespaces {first_flags:#x}", process.pid);
+    if let Some(filter) = filter {
+        log::debug!("seccomp filter flags: {}", filter.flags);
+    }
     let wait_for_parent = init.wait_for_parent;
     drop(init);
     let birth = Birth {
@@ -161,6 +174,7 @@ pub fn begin(begin: Begin<'_>) -> Result<Birth> {
         state,
         listener: filter.and_then(|f| f.listener.clone()),
         joined_net,
+        joined_user,
     };
     aim.done().map_err(|errno| Error::sys("return to the runtime's namespaces", errno))?;
     let pid = birth.pid();
@@ -181,6 +195,7 @@ pub fn begin(begin: Begin<'_>) -> Result<Birth> {
     }
     // While the child mounts; it does nothing of the container's before the parent has seen its reports.
     cgroup.apply(&birth.plan.cgroup)?;
+    log::debug!("child process in init(): pid {}, its cgroup and limits are set", birth.pid());
     Ok(birth)
 }
 
@@ -195,14 +210,14 @@ fn sources(plan: &Plan, joined_user: Option<&OwnedFd>) -> Result<Vec<Option<Owne
         return Ok(Vec::new());
     }
     let slave = MountAttr { propagation: libc::MS_SLAVE, ..MountAttr::default() };
-    let mut namespaces: Vec<(&(String, String), OwnedFd)> = Vec::new();
+    let mut namespaces = Mappers::new();
     let mut out = Vec::new();
     for (at, mount) in plan.rootfs.mounts.iter().enumerate() {
-        let MountKind::Bind { source, recursive } = &mount.kind else {
+        let MountKind::Bind { source, within, recursive } = &mount.kind else {
             out.push(None);
             continue;
         };
-        if !all && mount.idmap.is_none() {
+        if within.is_some() || (!all && mount.idmap.is_none()) {
             out.push(None);
             continue;
         }
@@ -213,25 +228,37 @@ fn sources(plan: &Plan, joined_user: Option<&OwnedFd>) -> Result<Vec<Option<Owne
             Ok(fd)
         });
         let fd = fd.map_err(|errno| Error::sys(format!("mounts[{at}].source: open {source:?}"), errno))?;
-        if let Some(map) = &mount.idmap {
-            let namespace = match &map.maps {
-                None => joined_user,
-                Some(maps) => {
-                    if !namespaces.iter().any(|(known, _)| *known == maps) {
-                        let made = idmap::user_namespace(&maps.0, &maps.1);
-                        namespaces.push((maps, made.map_err(|err| err.context(format!("mounts[{at}]")))?));
-                    }
-                    namespaces.iter().find(|(known, _)| *known == maps).map(|(_, fd)| fd)
-                }
-            };
-            let applied = namespace.map_or(Err(Errno::EINVAL), |ns| idmap::apply(&fd, ns, map.recursive));
-            applied.map_err(|errno| {
-                Error::sys(format!("mounts[{at}]: idmapped mount of {source:?}{}", idmap::hint(errno)), errno)
-            })?;
-        }
+        map_ids(at, mount, &fd, joined_user, &mut namespaces)?;
         out.push(Some(fd));
     }
     Ok(out)
+}
+
+/// User namespaces that have been made for mappings.
+type Mappers<'a> = Vec<(&'a (String, String), OwnedFd)>;
+
+/// Gives a detached mount its id maps, if it is to have some.
+fn map_ids<'a>(
+    at: usize,
+    mount: &'a MountPlan,
+    fd: &OwnedFd,
+    joined_user: Option<&OwnedFd>,
+    namespaces: &mut Mappers<'a>,
+) -> Result<()> {
+    let (Some(map), MountKind::Bind { source, .. }) = (&mount.idmap, &mount.kind) else { return Ok(()) };
+    let namespace = match &map.maps {
+        None => joined_user,
+        Some(maps) => {
+            if !namespaces.iter().any(|(known, _)| *known == maps) {
+                let made = idmap::user_namespace(&maps.0, &maps.1);
+                namespaces.push((maps, made.map_err(|err| err.context(format!("mounts[{at}]")))?));
+            }
+            namespaces.iter().find(|(known, _)| *known == maps).map(|(_, fd)| fd)
+        }
+    };
+    let applied = namespace.map_or(Err(Errno::EINVAL), |ns| idmap::apply(fd, ns, map.recursive));
+    applied
+        .map_err(|errno| Error::sys(format!("mounts[{at}]: idmapped mount of {source:?}{}", idmap::hint(errno)), errno))
 }
 
 impl Birth {
@@ -289,8 +316,17 @@ impl Birth {
                     listener::hand_over(pidfd, number, listener, self.pid(), &state)?;
                     self.channel.go()?;
                 }
+                Message::Record(Record::NeedIdmap(at), Some(fd)) => {
+                    let at = at as usize;
+                    let mount = self.plan.rootfs.mounts.get(at).ok_or_else(|| self.lost())?;
+                    map_ids(at, mount, &fd, self.joined_user.as_ref(), &mut Mappers::new())?;
+                    self.channel.go()?;
+                }
                 Message::Record(Record::Console, Some(master)) => self.console = Some(master),
-                Message::Record(Record::Ready, _) => return self.ready().map(Some),
+                Message::Record(Record::Ready, _) => {
+                    log::debug!("init: closing the pipe to signal completion");
+                    return self.ready().map(Some);
+                }
                 Message::Record(Record::Failed(failure), _) => return Err(describe::init(&self.plan, &failure)),
                 Message::Record(record, _) => {
                     return Err(Error::new(crate::Kind::System, format!("unexpected report {record:?}")));
@@ -344,7 +380,9 @@ impl Birth {
     }
 
     fn ready(&mut self) -> Result<Born> {
-        for (at, (resource, soft, hard)) in self.plan.process.rlimits.iter().enumerate() {
+        // In a user namespace it has no right to raise them.
+        let by_parent = self.plan.namespaces.has(Kind::User);
+        for (at, (resource, soft, hard)) in self.plan.process.rlimits.iter().enumerate().filter(|_| by_parent) {
             sys::prlimit(self.pid(), *resource, *soft, *hard).map_err(|errno| {
                 Error::sys(format!("process.rlimits[{at}]: set limit {resource} to {soft}:{hard}"), errno)
             })?;

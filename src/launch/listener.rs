@@ -21,8 +21,9 @@ pub fn hand_over(
 ) -> Result<()> {
     let name = listener.path.display().to_string();
     let fd = pidfd_getfd(process, number).map_err(|errno| Error::sys("linux.seccomp: take the listener", errno))?;
-    let stream = UnixStream::connect(&listener.path)
-        .map_err(|e| Error::io(format!("linux.seccomp.listenerPath: connect to {name:?}"), &e))?;
+    let stream = UnixStream::connect(&listener.path).map_err(|e| {
+        Error::io(format!("linux.seccomp.listenerPath: failed to connect with seccomp agent {name:?}"), &e)
+    })?;
     let message = serde_json::json!({
         "ociVersion": crate::container::OCI_VERSION,
         "fds": ["seccompFd"],

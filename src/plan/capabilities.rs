@@ -21,13 +21,18 @@ pub struct CapPlan {
 
 /// The sets of a spec. An absent set is empty, an absent object leaves all as they are (None).
 pub fn plan(capabilities: &LinuxCapabilities) -> CapPlan {
-    CapPlan {
+    let plan = CapPlan {
         bounding: bits(capabilities.bounding()),
         effective: bits(capabilities.effective()),
         permitted: bits(capabilities.permitted()),
         inheritable: bits(capabilities.inheritable()),
         ambient: bits(capabilities.ambient()),
+    };
+    let beyond = plan.ambient & !(plan.permitted & plan.inheritable);
+    for cap in (0..64).filter(|cap| beyond & (1 << cap) != 0) {
+        log::warn!("can't raise ambient capability {}: it is not both permitted and inheritable", name(cap));
     }
+    plan
 }
 
 fn bits(set: &Option<Capabilities>) -> u64 {

@@ -306,7 +306,8 @@ fn cpu(w: &mut Writes, resources: &LinuxResources) -> Result<()> {
         w.push("cpu", "cpu.cfs_burst_us", burst, &format!("{FIELD}.burst"));
     }
     if let Some(period) = cpu.realtime_period().filter(|p| *p != 0) {
-        w.push("cpu", "cpu.rt_period_us", period, &format!("{FIELD}.realtimePeriod"));
+        let write = w.push("cpu", "cpu.rt_period_us", period, &format!("{FIELD}.realtimePeriod"));
+        write.swaps_with_next = cpu.realtime_runtime().is_some_and(|runtime| runtime != 0);
     }
     if let Some(runtime) = cpu.realtime_runtime().filter(|r| *r != 0) {
         w.push("cpu", "cpu.rt_runtime_us", runtime, &format!("{FIELD}.realtimeRuntime"));
@@ -406,7 +407,7 @@ fn unified(w: &mut Writes, resources: &LinuxResources) -> Result<()> {
     for (file, value) in entries {
         let field = format!("linux.resources.unified.{file}");
         if !w.v2 {
-            return Err(Error::invalid(field, "cannot use unified on cgroup v1"));
+            return Err(Error::invalid(field, "invalid configuration: cannot use unified on cgroup v1"));
         }
         let name = |c: char| c.is_ascii_alphanumeric() || "._-".contains(c);
         if !file.contains('.') || file.contains("..") || !file.chars().all(name) {
@@ -421,7 +422,12 @@ fn unified(w: &mut Writes, resources: &LinuxResources) -> Result<()> {
 
 fn device(at: usize, rule: &LinuxDeviceCgroup) -> Result<Rule> {
     let field = format!("linux.resources.devices[{at}]");
-    let access = rule.access().as_deref().filter(|a| !a.is_empty()).unwrap_or("rwm");
+    let access = match rule.access().as_deref() {
+        // As a type "a" is all, and some callers write it here as well.
+        Some(access) if access.is_empty() || access.contains('a') => "rwm",
+        Some(access) => access,
+        None => "rwm",
+    };
     if let Some(c) = access.chars().find(|c| !"rwm".contains(*c)) {
         return Err(Error::invalid(format!("{field}.access"), format!("{c:?} is none of r, w, m")));
     }
@@ -554,7 +560,11 @@ mod tests {
             ),
             (r#"{"unified":{"a/b":"1"}}"#, v2(), "linux.resources.unified.a/b: not a file"),
             (r#"{"unified":{"..x":"1"}}"#, v2(), "linux.resources.unified...x: not a file"),
-            (r#"{"unified":{"memory.max":"1"}}"#, v1(), "linux.resources.unified.memory.max: cannot use unified"),
+            (
+                r#"{"unified":{"memory.max":"1"}}"#,
+                v1(),
+                "linux.resources.unified.memory.max: invalid configuration: cannot use unified",
+            ),
             (r#"{"devices":[{"allow":true,"access":"x"}]}"#, v1(), "linux.resources.devices[0].access: 'x'"),
             (r#"{"cpu":{"cpus":"a"}}"#, v1(), "linux.resources.cpu.cpus: \"a\""),
         ] {

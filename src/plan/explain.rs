@@ -123,7 +123,7 @@ fn rootfs(out: &mut Lines, plan: &Plan) {
 
 fn describe(mount: &MountPlan) -> String {
     let what = match &mount.kind {
-        MountKind::Bind { source, recursive } => {
+        MountKind::Bind { source, recursive, .. } => {
             format!("{} {}", if *recursive { "rbind" } else { "bind" }, text(source))
         }
         MountKind::New { fstype, options, .. } => {

@@ -303,8 +303,8 @@ fn scheduler(field: &str, s: &Scheduler) -> Result<SchedAttr> {
         P::SchedDeadline => 6,
     };
     let nice = s.nice().unwrap_or(0);
-    if !(-20..=19).contains(&nice) || (nice != 0 && !matches!(policy, P::SchedOther | P::SchedBatch)) {
-        return Err(Error::invalid(format!("{field}.nice"), format!("{nice} does not go with policy {policy}")));
+    if !(-20..=19).contains(&nice) {
+        return Err(Error::invalid(format!("{field}.nice"), format!("{nice} is not between -20 and 19")));
     }
     let priority = s.priority().unwrap_or(0);
     if priority != 0 && !matches!(policy, P::SchedFifo | P::SchedRr) {

@@ -73,6 +73,8 @@ pub enum MountKind {
     Bind {
         /// Absolute path on the host.
         source: CString,
+        /// Where below the root it is, when it is there: what earlier mounts have put there is bound then.
+        within: Option<CString>,
         /// With everything below it.
         recursive: bool,
     },
@@ -146,9 +148,10 @@ pub fn plan(request: &Request<'_>, spec: &Spec, namespaces: &Namespaces, host: &
         return Err(Error::invalid("root.path", "must not be empty"));
     }
     let linux = spec.linux().as_ref();
+    let path = super::clean(&request.bundle.join(root.path()));
     let mut mounts = Vec::new();
     for (at, mount) in spec.mounts().iter().flatten().enumerate() {
-        mounts.push(plan_mount(&format!("mounts[{at}]"), mount, request.bundle, namespaces, host)?);
+        mounts.push(plan_mount(&format!("mounts[{at}]"), mount, (request.bundle, &path), namespaces, host)?);
     }
     let propagation = linux.and_then(|l| l.rootfs_propagation().as_deref()).filter(|word| !word.is_empty());
     let propagation = propagation
@@ -189,18 +192,27 @@ pub fn plan(request: &Request<'_>, spec: &Spec, namespaces: &Namespaces, host: &
     })
 }
 
-fn plan_mount(field: &str, mount: &Mount, bundle: &Path, namespaces: &Namespaces, host: &Cgroups) -> Result<MountPlan> {
+fn plan_mount(
+    field: &str,
+    mount: &Mount,
+    (bundle, rootfs): (&Path, &Path),
+    namespaces: &Namespaces,
+    host: &Cgroups,
+) -> Result<MountPlan> {
     if mount.destination().as_os_str().is_empty() {
         return Err(Error::invalid(format!("{field}.destination"), "must not be empty"));
     }
-    let destination = inside(format!("{field}.destination"), mount.destination())?;
+    // Some callers say where the destination is on the host.
+    let within = super::clean(mount.destination());
+    let within = within.strip_prefix(rootfs).map_or(within.as_path(), |rest| rest).to_path_buf();
+    let destination = inside(format!("{field}.destination"), &within)?;
     if destination.as_bytes() == b"." {
         return Err(Error::invalid(format!("{field}.destination"), "is the root of the container"));
     }
     let options = mount_options::parse(mount.options().as_deref().unwrap_or_default());
     let source = mount.source().as_ref().map(|path| path.as_os_str().as_bytes()).unwrap_or_default();
     let fstype = mount.typ().as_deref().unwrap_or_default();
-    let cleaned = super::clean(mount.destination());
+    let cleaned = super::clean(&within);
     let kind = if let Some(recursive) = options.bind.or((fstype == "bind").then_some(false)) {
         if source.is_empty() {
             return Err(Error::invalid(format!("{field}.source"), "must not be empty for a bind mount"));
@@ -212,7 +224,10 @@ fn plan_mount(field: &str, mount: &Mount, bundle: &Path, namespaces: &Namespaces
             ));
         }
         let source = bundle.join(Path::new(std::ffi::OsStr::from_bytes(source)));
-        MountKind::Bind { source: cstring(format!("{field}.source"), source.as_os_str().as_bytes())?, recursive }
+        let within = super::clean(&source).strip_prefix(rootfs).ok().map(Path::to_path_buf);
+        let within = within.map(|path| inside(format!("{field}.source"), &path)).transpose()?;
+        let source = cstring(format!("{field}.source"), source.as_os_str().as_bytes())?;
+        MountKind::Bind { source, within: within.filter(|_| rootfs != Path::new("/")), recursive }
     } else if fstype == "cgroup" || fstype == "cgroup2" {
         if host.pure_v2() || fstype == "cgroup2" {
             MountKind::CgroupV2
@@ -458,7 +473,7 @@ mod tests {
         )
         .unwrap();
         let [bind, shm, run] = &rootfs.mounts[..] else { panic!("three mounts") };
-        assert_eq!(bind.kind, MountKind::Bind { source: c"/b/vol".to_owned(), recursive: true });
+        assert_eq!(bind.kind, MountKind::Bind { source: c"/b/vol".to_owned(), within: None, recursive: true });
         assert!(!bind.late_readonly);
         assert!(shm.late_readonly);
         let MountKind::New { options, mode_of_target, .. } = &shm.kind else { panic!("a new file system") };

@@ -45,15 +45,37 @@ fn resolve(dir: BorrowedFd<'_>, path: &CStr, flags: OFlag, how: ResolveFlag) -> 
     Err(Errno::EAGAIN)
 }
 
-/// Opens the directory `path` inside `root`, making what is missing with `mode`.
+/// Opens the directory `path` inside `root`, making what is missing with `mode`: below a symlink that dangles, where it
+/// points to.
 pub fn mkdir_all(root: BorrowedFd<'_>, path: &CStr, mode: Mode) -> nix::Result<OwnedFd> {
     let flags = OFlag::O_PATH | OFlag::O_DIRECTORY;
-    match open_in_root(root, path, flags) {
-        Err(Errno::ENOENT) => {}
-        other => return other,
+    let mut path = path.to_owned();
+    for _ in 0..MAX_LINKS {
+        match open_in_root(root, &path, flags) {
+            Err(Errno::ENOENT) => {}
+            other => return other,
+        }
+        match mkdir_missing(root, &path, mode)? {
+            Made::Directory(dir) => return Ok(dir),
+            Made::Elsewhere(real) => path = real,
+        }
     }
-    // Symlinks of the image may stand in the part that exists: it is resolved as one path, so that they keep their
-    // meaning, and only real directories are made below it.
+    Err(Errno::ELOOP)
+}
+
+/// How many dangling symlinks are followed (path_resolution(7)).
+const MAX_LINKS: usize = 40;
+
+enum Made {
+    Directory(OwnedFd),
+    /// A dangling symlink stood in the way: the path without it.
+    Elsewhere(CString),
+}
+
+/// The part that exists is resolved as one path, so that its symlinks keep their meaning, and only real directories are
+/// made below it.
+fn mkdir_missing(root: BorrowedFd<'_>, path: &CStr, mode: Mode) -> nix::Result<Made> {
+    let flags = OFlag::O_PATH | OFlag::O_DIRECTORY;
     let bytes = path.to_bytes();
     let mut at = bytes.len();
     let (mut dir, rest) = loop {
@@ -70,13 +92,25 @@ pub fn mkdir_all(root: BorrowedFd<'_>, path: &CStr, mode: Mode) -> nix::Result<O
             Err(errno) => return Err(errno),
         }
     };
-    for name in rest.split(|b| *b == b'/').filter(|n| !n.is_empty() && *n != b".") {
+    let mut done = at;
+    for name in rest.split(|b| *b == b'/') {
+        let here = done;
+        done += name.len() + 1;
+        if name.is_empty() || name == b"." {
+            continue;
+        }
         if name == b".." {
             return Err(Errno::EINVAL);
         }
         let name = CString::new(name).map_err(|_| Errno::EINVAL)?;
         match mkdirat(dir.as_fd(), name.as_c_str(), mode) {
-            Ok(()) | Err(Errno::EEXIST) => {}
+            Ok(()) => {}
+            Err(Errno::EEXIST) => {
+                if let Some(target) = link(dir.as_fd(), &name)? {
+                    let tail = bytes.get(done..).unwrap_or_default();
+                    return without_link(&bytes[..here], &target, tail).map(Made::Elsewhere);
+                }
+            }
             Err(errno) => return Err(errno),
         }
         dir = nix::fcntl::openat(
@@ -86,7 +120,24 @@ pub fn mkdir_all(root: BorrowedFd<'_>, path: &CStr, mode: Mode) -> nix::Result<O
             Mode::empty(),
         )?;
     }
-    Ok(dir)
+    Ok(Made::Directory(dir))
+}
+
+/// What the symlink `name` points to; None when it is none.
+fn link(dir: BorrowedFd<'_>, name: &CStr) -> nix::Result<Option<Vec<u8>>> {
+    use std::os::unix::ffi::OsStringExt;
+    match nix::fcntl::readlinkat(dir, name) {
+        Ok(target) => Ok(Some(target.into_vec())),
+        Err(Errno::EINVAL) => Ok(None),
+        Err(errno) => Err(errno),
+    }
+}
+
+/// The path `head`/LINK/`tail` with the link replaced by its target.
+fn without_link(head: &[u8], target: &[u8], tail: &[u8]) -> nix::Result<CString> {
+    let head = if target.starts_with(b"/") { b"" } else { head };
+    let path = [head, b"/", target, b"/", tail].concat();
+    CString::new(path).map_err(|_| Errno::EINVAL)
 }
 
 /// Splits off the last component: `a/b/c` is (`a/b`, `c`). The parent of a single name is `.`.
@@ -104,20 +155,33 @@ pub fn split(path: &CStr) -> nix::Result<(CString, CString)> {
 
 /// Opens the file `path` inside `root` as a path fd, making an empty one (and its directories) when it is missing.
 pub fn create_file(root: BorrowedFd<'_>, path: &CStr) -> nix::Result<OwnedFd> {
-    match open_in_root(root, path, OFlag::O_PATH) {
-        Err(Errno::ENOENT) => {}
-        other => return other,
+    let mut path = path.to_owned();
+    for _ in 0..MAX_LINKS {
+        match open_in_root(root, &path, OFlag::O_PATH) {
+            Err(Errno::ENOENT) => {}
+            other => return other,
+        }
+        let (parent, leaf) = split(&path)?;
+        let dir = mkdir_all(root, &parent, Mode::from_bits_truncate(0o755))?;
+        let flags = OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_NOFOLLOW | OFlag::O_WRONLY | OFlag::O_CLOEXEC;
+        match nix::fcntl::openat(dir.as_fd(), leaf.as_c_str(), flags, Mode::from_bits_truncate(0o644)) {
+            Ok(_) => {}
+            Err(Errno::EEXIST) => {
+                if let Some(target) = link(dir.as_fd(), &leaf)? {
+                    // It dangles: what it points to is made, inside the root.
+                    path = without_link(parent.to_bytes(), &target, b"")?;
+                    while path.to_bytes().len() > 1 && path.to_bytes().ends_with(b"/") {
+                        let bytes = path.to_bytes();
+                        path = CString::new(&bytes[..bytes.len() - 1]).map_err(|_| Errno::EINVAL)?;
+                    }
+                    continue;
+                }
+            }
+            Err(errno) => return Err(errno),
+        }
+        return open_in_root(dir.as_fd(), &leaf, OFlag::O_PATH | OFlag::O_NOFOLLOW);
     }
-    let (parent, leaf) = split(path)?;
-    let dir = mkdir_all(root, &parent, Mode::from_bits_truncate(0o755))?;
-    let flags = OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_NOFOLLOW | OFlag::O_WRONLY | OFlag::O_CLOEXEC;
-    match nix::fcntl::openat(dir.as_fd(), leaf.as_c_str(), flags, Mode::from_bits_truncate(0o644)) {
-        Ok(_) => {}
-        // A dangling symlink of the image stands there, or somebody was faster; the lookup decides.
-        Err(Errno::EEXIST) => {}
-        Err(errno) => return Err(errno),
-    }
-    open_in_root(dir.as_fd(), &leaf, OFlag::O_PATH | OFlag::O_NOFOLLOW)
+    Err(Errno::ELOOP)
 }
 
 /// Type and device number of what an fd refers to.

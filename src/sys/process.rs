@@ -178,19 +178,23 @@ pub fn cloexec_from(first: u32) -> nix::Result<()> {
     Errno::result(unsafe { libc::syscall(libc::SYS_close_range, first, u32::MAX, libc::CLOSE_RANGE_CLOEXEC) }).map(drop)
 }
 
-/// Closes every descriptor from 3 on but `keep`. For a child that goes on by itself: nothing of this process that owns
-/// one may be used or dropped afterwards.
-pub fn close_others(keep: RawFd) -> nix::Result<()> {
-    let close = |first: u32, last: u32| {
-        if first > last {
-            return Ok(());
+/// Closes every descriptor from 3 on but those in `keep`, which it sorts. For a child that goes on by itself: nothing of
+/// this process that owns one that is closed may be used afterwards.
+pub fn close_others(keep: &mut [RawFd]) -> nix::Result<()> {
+    keep.sort_unstable();
+    let mut first = 3;
+    for fd in keep.iter().map(|fd| *fd as u32) {
+        if fd > first {
+            close_range(first, fd - 1)?;
         }
-        // SAFETY: takes no pointer; by the function's contract nobody uses what is closed.
-        Errno::result(unsafe { libc::syscall(libc::SYS_close_range, first, last, 0) }).map(drop)
-    };
-    let keep = keep as u32;
-    close(3, keep.saturating_sub(1))?;
-    close((keep + 1).max(3), u32::MAX)
+        first = first.max(fd + 1);
+    }
+    close_range(first, u32::MAX)
+}
+
+fn close_range(first: u32, last: u32) -> nix::Result<()> {
+    // SAFETY: takes no pointer; by the caller's contract nobody uses what is closed.
+    Errno::result(unsafe { libc::syscall(libc::SYS_close_range, first, last, 0) }).map(drop)
 }
 
 /// dup2 of the number `from` onto `to`, without CLOEXEC. For a child that is about to execve.

@@ -167,7 +167,7 @@ fn an_agent_is_asked_about_calls() {
         assert_eq!((&told["state"]["annotations"]["a"], &told["state"]["pid"]), (&json!("b"), &told["pid"]));
         std::fs::remove_file(&socket).unwrap();
         let err = case.run().failed().err;
-        assert!(err.contains("linux.seccomp.listenerPath: connect to "), "{err}");
+        assert!(err.contains("linux.seccomp.listenerPath: failed to connect "), "{err}");
         case.end();
     }
 }
