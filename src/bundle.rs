@@ -1,5 +1,6 @@
 //! Reads `config.json` and `process.json` into the OCI types; names the JSON field of every error. Does not check meaning (plan).
 
+use std::borrow::Cow;
 use std::path::Path;
 
 use oci_spec::runtime::{Process, Spec};
@@ -42,7 +43,13 @@ pub fn read(path: &Path) -> Result<Vec<u8>> {
 
 /// Parses the text of a `config.json`.
 pub fn parse_spec(json: &[u8]) -> Result<Spec> {
-    parse("config.json", json)
+    let spec: Spec = parse("config.json", json)?;
+    let resources = spec.linux().as_ref().and_then(|linux| linux.resources().as_ref());
+    let limits = resources.and_then(|resources| resources.hugepage_limits().as_ref());
+    if limits.is_some_and(|limits| limits.iter().any(|limit| limit.page_size().is_empty())) {
+        return parse("config.json", &with_spec_case(json));
+    }
+    Ok(spec)
 }
 
 /// Parses the text of a process document, as in `runc exec --process` and containerd's ExecProcessRequest.
@@ -74,6 +81,16 @@ fn parse<T: DeserializeOwned>(name: &str, json: &[u8]) -> Result<T> {
             .map_err(|err| error(name, &err.path().to_string(), &err.into_inner().to_string()));
     }
     Err(error(name, &path, &cause))
+}
+
+/// Go reads keys in any case, and one of them is often written in another.
+fn with_spec_case(json: &[u8]) -> Cow<'_, [u8]> {
+    const OTHER: &[u8] = b"\"pagesize\"";
+    let mut json = Cow::Borrowed(json);
+    while let Some(at) = json.windows(OTHER.len()).position(|window| window == OTHER) {
+        json.to_mut()[at..at + OTHER.len()].copy_from_slice(b"\"pageSize\"");
+    }
+    json
 }
 
 fn strictly<T: DeserializeOwned>(json: &[u8]) -> std::result::Result<T, (String, String)> {

@@ -144,8 +144,10 @@ impl Cgroup {
             match dir.open_file(file, OFlag::O_WRONLY) {
                 Err(errno) if self.rootless && refused(Some(errno)) => {}
                 Err(errno) => {
-                    let what =
-                        format!("unable to apply cgroup configuration: adding pid to {}/{file}", dir.path().display());
+                    let what = format!(
+                        "unable to apply cgroup configuration: adding pid to {}/cgroup.procs",
+                        dir.path().display()
+                    );
                     return Err(Error::sys(what, errno));
                 }
                 Ok(fd) => out.push(fd),
@@ -224,7 +226,12 @@ impl Cgroup {
                 format!("cannot set limit: the container could not join or create a {} cgroup", write.controller);
             return Err(Error::invalid(&write.field, text).with_kind(Kind::Unsupported));
         };
-        match dir.write(&write.file, &write.value) {
+        let mut written = dir.write(&write.file, &write.value);
+        if written == Err(Errno::ENOENT) && write.file == "blkio.weight_device" {
+            // Where BFQ stands in for CFQ.
+            written = dir.write("blkio.bfq.weight_device", &write.value);
+        }
+        match written {
             Ok(()) => Ok(()),
             Err(Errno::ENOENT) if write.optional => Ok(()),
             Err(Errno::EBUSY) if write.file == "memory.limit_in_bytes" => {

@@ -110,3 +110,27 @@ fn signals_that_do_not_exist_are_refused() {
     case.cmd(&["delete", "--force", &case.id]).ok();
     case.end();
 }
+
+#[test]
+fn a_failed_execve_is_told_on_the_containers_stderr_too() {
+    let case = Case::new(&["/run.sh"]);
+    let script = case.bundle.rootfs().join("run.sh");
+    std::fs::write(&script, "#!/no/such/interpreter\n").unwrap();
+    std::fs::set_permissions(&script, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    let done = case.run().failed();
+    assert_eq!(done.err.lines().next(), Some("exec /run.sh: no such file or directory"), "{done:?}");
+    case.end();
+}
+
+#[test]
+fn debug_lines_tell_the_steps() {
+    if !is_skiff() {
+        return;
+    }
+    let case = Case::new(&["true"]);
+    let err = case.cmd(&["--debug", "run", &case.id]).ok().err;
+    assert!(err.contains("level=debug") && err.contains("init: closing the pipe"), "{err}");
+    let done = case.cmd(&["nonsense", "-h"]).failed();
+    assert!(done.err.contains("No help topic for 'nonsense'"), "{done:?}");
+    case.end();
+}

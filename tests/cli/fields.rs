@@ -236,3 +236,93 @@ fn an_ordinary_user_runs_a_container() {
     run(&mut as_user(&["delete", "--force", &id]), "").ok();
     case.end();
 }
+
+#[test]
+fn mounts_inside_the_rootfs_may_be_sources() {
+    if !is_skiff() {
+        return;
+    }
+    for (user_namespace, option) in [(false, "rbind"), (true, "rbind"), (false, "ridmap"), (true, "ridmap")] {
+        let case = Case::sh("cat /copy/below/file");
+        let rootfs = case.bundle.rootfs().display().to_string();
+        for name in ["first", "below"] {
+            std::fs::create_dir(case.bundle.path().join(name)).unwrap();
+            std::fs::write(case.bundle.path().join(name).join("file"), name).unwrap();
+        }
+        std::fs::create_dir(case.bundle.path().join("first/below")).unwrap();
+        if user_namespace {
+            crate::inside::open_to_all(case.bundle.path());
+        }
+        let case = case.with(|spec| {
+            let bind = |from: String, to: String| {
+                json!({"destination": to, "type": "bind", "source": from,
+                "options": ["rbind"]})
+            };
+            let mounts = spec["mounts"].as_array_mut().unwrap();
+            mounts.push(bind("first".into(), "/seen".into()));
+            mounts.push(bind("below".into(), format!("{rootfs}/seen/below")));
+            let mut copy = bind(format!("{rootfs}/seen"), "/copy".into());
+            if option == "ridmap" {
+                let map = json!([{"containerID": 0, "hostID": 0, "size": 65536}]);
+                copy["options"] = json!(["rbind", "ridmap"]);
+                copy["uidMappings"] = map.clone();
+                copy["gidMappings"] = map;
+            }
+            mounts.push(copy);
+            if user_namespace {
+                spec["linux"]["namespaces"].as_array_mut().unwrap().push(json!({"type": "user"}));
+                let map = json!([{"containerID": 0, "hostID": 100_000, "size": 65536}]);
+                spec["linux"]["uidMappings"] = map.clone();
+                spec["linux"]["gidMappings"] = map;
+            }
+        });
+        assert_eq!(case.run().ok().out, "below", "user namespace {user_namespace}, {option}");
+        case.end();
+    }
+}
+
+#[test]
+fn hooks_start_where_their_files_are() {
+    let script = "test -d bin && touch from-create-container";
+    let hook = |script: &str| json!([{"path": "/bin/sh", "args": ["sh", "-c", script]}]);
+    let out = seen("ls /from-create-container", |spec| spec["hooks"] = json!({"createContainer": hook(script)}));
+    assert_eq!(out, "/from-create-container\n");
+    // The container's own code is under the container's filter.
+    let err = refused(|spec| {
+        spec["process"]["noNewPrivileges"] = json!(true);
+        spec["linux"]["seccomp"] = json!({"defaultAction": "SCMP_ACT_ALLOW",
+            "syscalls": [{"names": ["mkdir", "mkdirat"], "action": "SCMP_ACT_KILL"}]});
+        spec["process"]["rlimits"] = json!([{"type": "RLIMIT_CORE", "soft": 0, "hard": 0}]);
+        spec["hooks"] = json!({"startContainer": hook("exec mkdir /tmp/made")});
+    });
+    assert!(err.contains("startContainer hook") && err.contains("bad system call"), "{err}");
+}
+
+#[test]
+fn what_go_reads_is_read() {
+    let case = Case::new(&["true"]).with(|spec| {
+        spec["process"].as_object_mut().unwrap().remove("user");
+        spec["process"]["args"] = json!(["id", "-u"]);
+        spec["process"]["scheduler"] =
+            json!({"policy": "SCHED_BATCH", "nice": 3, "flags": ["SCHED_FLAG_RESET_ON_FORK"]});
+    });
+    // runc knows the flag by this name since 1.2.
+    if is_skiff() {
+        assert_eq!(case.run().ok().out, "0\n");
+    }
+    case.end();
+    let err = refused(|spec| {
+        spec["linux"]["resources"] = json!({"hugepageLimits": [{"pagesize": "no-size", "limit": 1}]});
+    });
+    assert!(!is_skiff() || err.contains("hugepageLimits[0].pageSize: ") && err.contains("no-size"), "{err}");
+}
+
+#[test]
+fn a_user_with_limits_and_no_capabilities_runs() {
+    let out = seen("ulimit -n; id -u", |spec| {
+        spec["process"]["user"] = json!({"uid": 1000, "gid": 1000});
+        spec["process"]["capabilities"] = json!({});
+        spec["process"]["rlimits"] = json!([{"type": "RLIMIT_NOFILE", "soft": 123, "hard": 124}]);
+    });
+    assert_eq!(out, "123\n1000\n");
+}

@@ -216,7 +216,7 @@ fn a_user_namespace_has_its_maps() {
 }
 
 /// The ids of a user namespace must get through to the bundle.
-fn open_to_all(bundle: &std::path::Path) {
+pub fn open_to_all(bundle: &std::path::Path) {
     use std::os::unix::fs::PermissionsExt;
     std::fs::set_permissions(bundle, std::fs::Permissions::from_mode(0o755)).unwrap();
     for name in ["dev", "proc", "sys", "tmp", "."] {

@@ -235,3 +235,76 @@ fn labels_without_their_module_are_refused() {
     assert!(err.contains("apparmor"), "{err}");
     case.end();
 }
+
+#[test]
+fn a_created_container_holds_nothing_of_the_hosts_open() {
+    let case = Case::new(&["true"]);
+    let mut create = case.command(&["create", "--pid-file", "pid", &case.id]);
+    let secret = std::fs::File::open(case.bundle.path().join("config.json")).unwrap();
+    // What a careless caller leaves open goes no further either.
+    nix::fcntl::fcntl(&secret, nix::fcntl::FcntlArg::F_SETFD(nix::fcntl::FdFlag::empty())).unwrap();
+    let null = std::process::Stdio::null;
+    assert!(create.stdin(null()).stdout(null()).stderr(null()).status().unwrap().success());
+    let pid = std::fs::read_to_string(case.bundle.path().join("pid")).unwrap();
+    let mut beyond = Vec::new();
+    for entry in std::fs::read_dir(format!("/proc/{pid}/fd")).unwrap().flatten() {
+        let target = std::fs::read_link(entry.path()).unwrap().display().to_string();
+        let known =
+            ["anon_inode:", "socket:", "pipe:", "/memfd:runc_cloned"].iter().any(|kind| target.starts_with(kind));
+        if !known && target != "/dev/null" && target != "/" && !target.ends_with("/exec.fifo") {
+            beyond.push(target);
+        }
+    }
+    // runc before 1.4 leaves more open.
+    assert!(!is_skiff() || beyond.is_empty(), "{beyond:?}");
+    case.cmd(&["delete", "--force", &case.id]).ok();
+    case.end();
+}
+
+#[test]
+fn without_pivot_the_hosts_proc_lends_no_bare_one() {
+    let script = "unshare -mrpf mount -t proc none /mnt 2>/dev/null; test -e /mnt/sysrq-trigger && echo bare";
+    let case = Case::sh(&format!("mkdir -p /mnt; {script}; true")).with(|spec| {
+        for set in ["bounding", "permitted", "effective"] {
+            spec["process"]["capabilities"][set].as_array_mut().unwrap().push(json!("CAP_SETFCAP"));
+        }
+    });
+    if is_skiff() {
+        let done = case.cmd(&["run", "--no-pivot", &case.id]).ok();
+        assert_eq!(done.out, "", "{done:?}");
+    }
+    case.end();
+}
+
+#[test]
+fn dangling_symlinks_of_an_image_are_followed_inside_it() {
+    if !is_skiff() {
+        return;
+    }
+    let host = Host::new();
+    let case = Case::sh("cat /a/b/file /elsewhere; ls -d /d/e/f");
+    let rootfs = case.bundle.rootfs();
+    let below = |path: &str| host.path().join(path).display().to_string();
+    symlink("/a/b", rootfs.join("jump")).unwrap();
+    symlink("/elsewhere", rootfs.join("leaf")).unwrap();
+    symlink("d/e", rootfs.join("dir")).unwrap();
+    symlink(below("new"), rootfs.join("outside")).unwrap();
+    std::fs::write(case.bundle.path().join("source"), "here ").unwrap();
+    let bind = |to: &str| json!({"destination": to, "type": "bind", "source": "source", "options": ["bind"]});
+    let case = case.with(|spec| {
+        let mounts = spec["mounts"].as_array_mut().unwrap();
+        mounts.extend([bind("/jump/file"), bind("/leaf"), bind("/outside/file")]);
+        mounts.push(json!({"destination": "/dir/f", "type": "tmpfs", "source": "tmpfs"}));
+    });
+    assert_eq!(case.run().ok().out, "here here /d/e/f\n");
+    assert!(rootfs.join(below("new/file").trim_start_matches('/')).exists(), "the target lies in the rootfs");
+    host.untouched();
+    case.end();
+    let case = Case::new(&["true"]).with(|spec| spec["mounts"].as_array_mut().unwrap().push(bind("/loop1/x")));
+    symlink("loop2", case.bundle.rootfs().join("loop1")).unwrap();
+    symlink("loop1", case.bundle.rootfs().join("loop2")).unwrap();
+    std::fs::write(case.bundle.path().join("source"), "").unwrap();
+    let err = case.run().failed().err;
+    assert!(err.contains("destination"), "{err}");
+    case.end();
+}
