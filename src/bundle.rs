@@ -11,9 +11,9 @@ use crate::{Error, Kind, Result};
 /// A config.json larger than this is refused: the largest that real callers write are well below.
 const MAX_BYTES: u64 = 16 << 20;
 
-/// Reads and parses `config.json` of the bundle at `dir`.
-pub fn load(dir: &Path) -> Result<Spec> {
-    let path = dir.join("config.json");
+/// Reads and parses the file `config` of the bundle at `dir`; None is `config.json`.
+pub fn load(dir: &Path, config: Option<&Path>) -> Result<Spec> {
+    let path = dir.join(config.unwrap_or_else(|| Path::new("config.json")));
     match read(&path) {
         Ok(json) => parse_spec(&json),
         Err(err) if err.errno() == Some(nix::errno::Errno::ENOENT) && dir.is_dir() => Err(Error::new(
@@ -166,9 +166,9 @@ mod tests {
     #[test]
     fn a_missing_config_json_and_a_missing_bundle_are_told_apart() {
         let dir = tempfile::tempdir().unwrap();
-        let err = load(dir.path()).unwrap_err();
+        let err = load(dir.path(), None).unwrap_err();
         assert!(err.to_string().starts_with("JSON specification file config.json not found"), "{err}");
-        let err = load(&dir.path().join("no")).unwrap_err();
+        let err = load(&dir.path().join("no"), None).unwrap_err();
         assert!(err.to_string().ends_with("no such file or directory (ENOENT)"), "{err}");
         assert_eq!(err.kind(), Kind::NotFound);
     }

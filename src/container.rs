@@ -50,6 +50,8 @@ pub struct Create {
     pub id: String,
     /// Directory of the bundle; relative paths of the spec start here.
     pub bundle: PathBuf,
+    /// The file that the spec was read from, in the bundle's directory or absolute; None is `config.json`.
+    pub config: Option<PathBuf>,
     /// State root; the container's state directory is `root/id`.
     pub root: PathBuf,
     /// The process's standard streams.
@@ -310,6 +312,7 @@ pub fn create(request: Create, spec: &Spec) -> Result<Creating> {
         made.host_mounts = Some((rootfs, before));
     }
     let mut state = new_state(&request.id, &bundle, spec, &plan, filter);
+    state.skiff.config.clone_from(&request.config);
     state.skiff.mounts_before = made.host_mounts.as_ref().map(|(_, before)| before.clone());
     let scope = plan.cgroup.scope.clone();
     let devices = plan.cgroup.devices.clone();
@@ -473,6 +476,7 @@ fn new_state(id: &str, bundle: &Path, spec: &Spec, plan: &Plan, filter: Option<s
             resources: resources(spec),
             personality: plan.process.personality,
             memory_policy: plan.process.memory_policy.clone(),
+            config: None,
         },
     }
 }
@@ -564,6 +568,11 @@ impl Container {
     /// Container id.
     pub fn id(&self) -> &str {
         &self.state.id
+    }
+
+    /// The file that the spec was read from, unless it is `config.json`.
+    pub fn config(&self) -> Option<&Path> {
+        self.state.skiff.config.as_deref()
     }
 
     /// Absolute path of the bundle.

@@ -90,6 +90,9 @@ pub struct Own {
     /// The NUMA policy of its processes.
     #[serde(default)]
     pub memory_policy: Option<MemoryPolicy>,
+    /// The file that the spec was read from, unless it is `config.json`.
+    #[serde(default)]
+    pub config: Option<PathBuf>,
 }
 
 /// The FIFO that `start` writes to; there until the container is started.

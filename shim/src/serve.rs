@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::os::unix::net::UnixListener as StdListener;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -41,19 +41,16 @@ pub fn run(args: &Args, bundle: &Path, listener: StdListener, events: Option<Str
         .build()
         .map_err(|e| Error::io("make the event loop", &e))?;
     let local = tokio::task::LocalSet::new();
-    let served = local.block_on(&runtime, serve(args, listener, events));
-    if let Some(socket) = socket {
-        let _ = std::fs::remove_file(socket);
-    }
+    let served = local.block_on(&runtime, serve(args, listener, events, socket));
     if let Err(err) = &served {
         log::error!("{err}");
     }
     served
 }
 
-async fn serve(args: &Args, listener: StdListener, address: Option<String>) -> Result<()> {
+async fn serve(args: &Args, listener: StdListener, address: Option<String>, socket: Option<PathBuf>) -> Result<()> {
     let events = Events::new(&args.namespace, address);
-    let shim = Shim::new(&args.namespace, events.clone());
+    let shim = Shim::new(&args.namespace, events.clone(), socket);
     let (service, jobs) = Service::new();
     tokio::task::spawn_local(task::run(shim.clone(), jobs));
     tokio::task::spawn_local(reap_orphans());
@@ -62,7 +59,9 @@ async fn serve(args: &Args, listener: StdListener, address: Option<String>) -> R
     let accept = Accept(UnixListener::from_std(listener).map_err(io)?);
     let mut server = Server::new().add_listener(Listener::new(accept)).register_service(services(service)?);
     server.start().await.map_err(|e| Error::new(Kind::System, format!("serve: {e}")))?;
-    until_told(&shim).await?;
+    let told = until_told(&shim).await;
+    shim.leave();
+    told?;
     let _ = tokio::time::timeout(FLUSH, events.flushed()).await;
     Ok(())
 }

@@ -49,6 +49,10 @@ pub struct Shim {
     containers: RefCell<BTreeMap<String, Rc<Container>>>,
     creating: RefCell<std::collections::BTreeSet<String>>,
     shutdown_refused: std::cell::Cell<bool>,
+    /// Where it listens.
+    socket: RefCell<Option<PathBuf>>,
+    /// It is about to exit.
+    leaving: std::cell::Cell<bool>,
     /// The pod, where there is no pause container.
     pub sandbox: sandbox::Slot,
     rootless: bool,
@@ -98,8 +102,10 @@ pub async fn run(shim: Rc<Shim>, mut jobs: mpsc::UnboundedReceiver<Job>) {
 
 impl Shim {
     /// An empty one.
-    pub fn new(namespace: &str, events: Events) -> Rc<Shim> {
+    pub fn new(namespace: &str, events: Events, socket: Option<PathBuf>) -> Rc<Shim> {
         Rc::new(Shim {
+            socket: RefCell::new(socket),
+            leaving: std::cell::Cell::new(false),
             namespace: namespace.to_string(),
             events,
             exit: Notify::new(),
@@ -127,6 +133,9 @@ impl Shim {
 
     async fn create(&self, request: CreateTaskRequest) -> Result<u32> {
         skiff::state::check_id(&request.id)?;
+        if self.leaving.get() {
+            return Err(Error::new(Kind::FailedPrecondition, "the shim is shutting down"));
+        }
         if self.containers.borrow().contains_key(&request.id) || !self.creating.borrow_mut().insert(request.id.clone())
         {
             return Err(Error::new(Kind::AlreadyExists, skiff::error::CONTAINER_ID_EXISTS));
@@ -144,7 +153,7 @@ impl Shim {
         }
         let options = options::parse(request.options.as_ref())?;
         let bundle = PathBuf::from(&request.bundle);
-        let mut spec = skiff::bundle::load(&bundle)?;
+        let mut spec = skiff::bundle::load(&bundle, None)?;
         if let Some(sandbox) = &*self.sandbox.borrow() {
             sandbox.complete(&mut spec)?;
         }
@@ -169,6 +178,7 @@ impl Shim {
             let root = options.root.clone().unwrap_or_else(|| DEFAULT_ROOT.into()).join(&self.namespace);
             let create = Create {
                 id: request.id.clone(),
+                config: None,
                 bundle: bundle.clone(),
                 root: root.clone(),
                 stdio,
@@ -217,6 +227,7 @@ impl Shim {
             let deleted = container.delete().await?;
             self.containers.borrow_mut().remove(&request.id);
             if self.shutdown_refused.get() && self.is_empty() {
+                self.leave();
                 self.exit.notify_one();
             }
             deleted
@@ -264,14 +275,21 @@ impl Shim {
             self.shutdown_refused.set(true);
             return;
         }
+        self.leave();
         let shim = self.clone();
         tokio::task::spawn_local(async move {
             // The answer to this very request goes out first.
             tokio::time::sleep(Duration::from_millis(10)).await;
-            if shim.is_empty() {
-                shim.exit.notify_one();
-            }
+            shim.exit.notify_one();
         });
+    }
+
+    /// The socket goes before the answer: whoever starts a shim from now on gets a new one.
+    pub fn leave(&self) {
+        self.leaving.set(true);
+        if let Some(socket) = self.socket.take() {
+            let _ = std::fs::remove_file(socket);
+        }
     }
 }
 

@@ -276,6 +276,8 @@ fn start(
     state: &serde_json::Map<String, serde_json::Value>,
     report: &Report,
 ) -> Result<std::convert::Infallible, Failure> {
+    // As the first process of its pid namespace it would not be reached by them otherwise (pid_namespaces(7)).
+    sys::exit_on(&[libc::SIGHUP, libc::SIGINT, libc::SIGQUIT, libc::SIGTERM]);
     report::wait(go.as_fd()).at(Step::Gate)?;
     let mut env = plan.process.env.clone();
     env_push(&mut env, ready.home);

@@ -157,14 +157,16 @@ fn one_mount(
             }
             let is_dir = path::kind(fd.as_fd()).at_item(Step::MountSource, at)?.0 == SFlag::S_IFDIR;
             let target = target(root, plan, is_dir, at)?;
-            attributes(&fd, plan).at_item(Step::MountAttributes, at)?;
+            bind_attributes(&fd, plan, around.bind_devices).at_item(Step::MountAttributes, at)?;
             mount::attach(fd.as_fd(), target.as_fd()).at_item(Step::Mount, at)?;
             fd
         }
         MountKind::New { fstype, options, mode_of_target } => {
+            let there = path::open_in_root(root.as_fd(), &plan.destination, OFlag::O_PATH | OFlag::O_DIRECTORY).is_ok();
             let target = target(root, plan, true, at)?;
             let mut extra = None;
-            if *mode_of_target {
+            // What is made for it here has no mode to keep.
+            if *mode_of_target && there {
                 let mode = fstat(&target).at_item(Step::MountTarget, at)?.st_mode & 0o7777;
                 extra = CString::new(format!("{mode:o}")).ok();
             }
@@ -195,6 +197,34 @@ pub fn open_source(source: &CStr, recursive: bool) -> nix::Result<OwnedFd> {
 /// The attributes that a new mount gets at once.
 fn attrs(plan: &MountPlan) -> u64 {
     if plan.late_readonly { plan.options.set & !attr::RDONLY } else { plan.options.set }
+}
+
+/// A bind mount without any attribute keeps those of its source; with one it has those that are named, and its access
+/// times only when one of them is named, as with mount(8) and runc. In a user namespace (`locked`) what the source
+/// forbids stays forbidden, and asking for the contrary is refused (mount_namespaces(7)).
+fn bind_attributes(fd: &OwnedFd, plan: &MountPlan, locked: bool) -> nix::Result<()> {
+    const LOCKED: u64 = attr::RDONLY | attr::NOSUID | attr::NODEV | attr::NOEXEC;
+    const OWN: u64 = LOCKED | attr::NOSYMFOLLOW;
+    const ATIMES: u64 = attr::ATIME | attr::NODIRATIME;
+    let o = &plan.options;
+    if o.named {
+        let mut set = o.set & OWN;
+        let mut clear = OWN & !set;
+        if o.atime {
+            set |= o.set & ATIMES;
+            clear |= attr::ATIME | ATIMES & !set;
+        }
+        if locked {
+            let source = mount::attributes(fd.as_fd())?;
+            let kept = source & LOCKED;
+            if kept & o.clear != 0 || (o.atime && set & ATIMES != source & ATIMES) {
+                return Err(Errno::EPERM);
+            }
+            clear &= !kept;
+        }
+        mount::setattr(fd.as_fd(), false, &MountAttr { set, clear, ..MountAttr::default() })?;
+    }
+    attributes_below(fd, plan)
 }
 
 fn attributes(fd: &OwnedFd, plan: &MountPlan) -> nix::Result<()> {

@@ -17,6 +17,9 @@ pub struct Bundle {
     /// path to the root of the bundle directory, defaults to the current directory
     #[arg(short, long, default_value = ".")]
     pub bundle: PathBuf,
+    /// the configuration to use, relative to the bundle (crun's flag)
+    #[arg(short = 'f', long)]
+    pub config: Option<PathBuf>,
     /// path to an AF_UNIX socket which will receive a file descriptor referencing the master end of the pseudoterminal
     #[arg(long)]
     pub console_socket: Option<PathBuf>,
@@ -89,7 +92,7 @@ impl Bundle {
     }
 
     fn spec(&self) -> Result<Spec> {
-        let mut spec = skiff::bundle::load(&self.bundle)?;
+        let mut spec = skiff::bundle::load(&self.bundle, self.config.as_deref())?;
         let count = listen_fds();
         if count > 0
             && let Some(process) = spec.process_mut()
@@ -115,6 +118,7 @@ impl Bundle {
         let request = Request {
             id,
             bundle: self.bundle.clone(),
+            config: self.config.clone(),
             root: globals.root.clone(),
             stdio: if terminal { Stdio::Terminal } else { Stdio::Inherit },
             gate: Gate::Fifo,

@@ -124,7 +124,7 @@ impl Exec {
         if self.command.is_empty() {
             return Err(Error::new(Kind::Invalid, "exec args cannot be empty"));
         }
-        let spec = skiff::bundle::load(container.bundle())?;
+        let spec = skiff::bundle::load(container.bundle(), container.config())?;
         let mut process = spec.process().clone().ok_or_else(|| Error::invalid("process", "must not be empty"))?;
         process.set_args(Some(self.command.clone()));
         process.set_terminal(Some(self.tty));

@@ -39,6 +39,9 @@ struct Cli {
     criu: Option<String>,
     #[arg(long)]
     systemd_cgroup: bool,
+    /// crun's way to say it.
+    #[arg(long, hide = true, value_parser = ["cgroupfs", "systemd"])]
+    cgroup_manager: Option<String>,
     #[arg(long)]
     rootless: Option<String>,
     #[arg(short, long)]
@@ -136,7 +139,8 @@ pub fn run() -> i32 {
         }
     };
     let failed = if matches!(command, Command::Exec(_)) { EXEC_FAILED } else { 1 };
-    let done = globals(&program, cli.root, cli.systemd_cgroup, cli.rootless.as_deref())
+    let systemd_cgroup = cli.systemd_cgroup || cli.cgroup_manager.is_some_and(|manager| manager == "systemd");
+    let done = globals(&program, cli.root, systemd_cgroup, cli.rootless.as_deref())
         .and_then(|globals| dispatch(&globals, command));
     match done {
         Ok(code) => code,

@@ -26,7 +26,7 @@ pub struct Plan {
 
 impl Plan {
     pub fn run(self, globals: &Globals) -> Result<i32> {
-        let spec = skiff::bundle::load(&self.bundle)?;
+        let spec = skiff::bundle::load(&self.bundle, None)?;
         let name = self.bundle.display().to_string();
         let bundle = std::fs::canonicalize(&self.bundle).map_err(|e| Error::io(format!("open bundle {name:?}"), &e))?;
         let request = plan::Request {

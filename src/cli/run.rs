@@ -52,15 +52,16 @@ impl Run {
             relay.map_or(Ok(()), |relay| in_background(relay, &init))
         });
         let ended = started.and_then(|()| session.attend(&init, &signals));
-        drop(session);
         let status = match ended {
             Ok(exit) => Ok(exit.status as i32),
             Err(err) => {
                 let _ = init.kill(libc::SIGKILL);
                 let _ = init.wait();
+                session.drain();
                 Err(err)
             }
         };
+        drop(session);
         if !self.keep || status.is_err() {
             let deleted = container.delete(true);
             return status.and_then(|status| deleted.map(|()| status));

@@ -140,13 +140,18 @@ impl Session {
             if happened[1]
                 && let Some(exit) = process.try_wait()?
             {
-                if let Some(master) = &self.master {
-                    while output && readable(master) {
-                        output = copy(master.as_fd(), standard_stream(1));
-                    }
+                if output {
+                    self.drain();
                 }
                 return Ok(exit);
             }
+        }
+    }
+
+    /// Copies what the terminal still holds: of a process that has ended.
+    pub fn drain(&self) {
+        if let Some(master) = &self.master {
+            while readable(master) && copy(master.as_fd(), standard_stream(1)) {}
         }
     }
 

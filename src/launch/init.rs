@@ -160,7 +160,7 @@ pub fn begin(begin: Begin<'_>) -> Result<Birth> {
     };
     log::debug!("nsexec container setup: init {} cloned, with namespaces {first_flags:#x}", process.pid);
     if let Some(filter) = filter {
-        log::debug!("seccomp filter flags: {}", filter.flags);
+        log::debug!("seccomp filter flags: {}", filter.flags & !(libc::SECCOMP_FILTER_FLAG_TSYNC as u32));
     }
     let wait_for_parent = init.wait_for_parent;
     drop(init);

@@ -9,6 +9,10 @@ pub struct Options {
     pub set: u64,
     /// MOUNT_ATTR_* to clear on the mount itself.
     pub clear: u64,
+    /// Any attribute of the mount itself is named: a bind mount then has those that are named and no others.
+    pub named: bool,
+    /// An access time setting is asked for: a bind mount keeps its own otherwise.
+    pub atime: bool,
     /// MOUNT_ATTR_* to set on it and everything below it.
     pub rec_set: u64,
     /// MOUNT_ATTR_* to clear on it and everything below it.
@@ -38,12 +42,13 @@ enum Meaning {
     Set(u64),
     Clear(u64),
     Atime(u64),
+    NoAtime,
     Superblock(&'static str),
     Nothing,
 }
 
 fn meaning(option: &str) -> Option<Meaning> {
-    use Meaning::{Atime, Clear, Nothing, Set, Superblock};
+    use Meaning::{Atime, Clear, NoAtime, Nothing, Set, Superblock};
     Some(match option {
         "ro" => Set(attr::RDONLY),
         "rw" => Clear(attr::RDONLY),
@@ -59,7 +64,9 @@ fn meaning(option: &str) -> Option<Meaning> {
         "symfollow" => Clear(attr::NOSYMFOLLOW),
         "noatime" => Atime(attr::NOATIME),
         "strictatime" => Atime(attr::STRICTATIME),
-        "relatime" | "atime" | "norelatime" | "nostrictatime" => Atime(attr::RELATIME),
+        "relatime" => Atime(attr::RELATIME),
+        // What mount(8) makes of them is nothing, unless they are for a whole tree.
+        "atime" | "norelatime" | "nostrictatime" => NoAtime,
         "sync" => Superblock("sync"),
         "dirsync" => Superblock("dirsync"),
         "mand" => Superblock("mand"),
@@ -108,6 +115,8 @@ pub fn parse<S: AsRef<str>>(options: &[S]) -> Options {
                 if let Some(what) = propagation(option) {
                     out.propagation.push(what);
                 } else if let Some(what) = meaning(option) {
+                    out.named |= !matches!(what, Meaning::Superblock(_) | Meaning::Nothing);
+                    out.atime |= matches!(what, Meaning::Atime(_) | Meaning::Set(attr::NODIRATIME));
                     apply(what, &mut out.set, &mut out.clear, &mut out.superblock);
                 } else if let Some(what) = option.strip_prefix('r').and_then(recursive) {
                     apply(what, &mut out.rec_set, &mut out.rec_clear, &mut Vec::new());
@@ -124,6 +133,7 @@ pub fn parse<S: AsRef<str>>(options: &[S]) -> Options {
 fn recursive(word: &str) -> Option<Meaning> {
     match meaning(word)? {
         what @ (Meaning::Set(_) | Meaning::Clear(_) | Meaning::Atime(_)) => Some(what),
+        Meaning::NoAtime => Some(Meaning::Atime(attr::RELATIME)),
         Meaning::Superblock(_) | Meaning::Nothing => None,
     }
 }
@@ -144,7 +154,7 @@ fn apply(what: Meaning, set: &mut u64, clear: &mut u64, superblock: &mut Vec<&'s
             *clear |= attr::ATIME;
         }
         Meaning::Superblock(name) => superblock.push(name),
-        Meaning::Nothing => {}
+        Meaning::NoAtime | Meaning::Nothing => {}
     }
 }
 

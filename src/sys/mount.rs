@@ -72,6 +72,33 @@ pub fn attach(from: BorrowedFd<'_>, onto: BorrowedFd<'_>) -> nix::Result<()> {
     Errno::result(ret).map(drop)
 }
 
+/// The MOUNT_ATTR_* of the mount that `fd` is on, as fstatvfs(3) tells them.
+pub fn attributes(fd: BorrowedFd<'_>) -> nix::Result<u64> {
+    // SAFETY: statvfs is plain data for which all zeroes is a valid value, and outlives the call.
+    let mut buf: libc::statvfs = unsafe { std::mem::zeroed() };
+    // SAFETY: `buf` is a valid statvfs.
+    Errno::result(unsafe { libc::fstatvfs(fd.as_raw_fd(), &raw mut buf) })?;
+    let flags = buf.f_flag;
+    // include/linux/statfs.h
+    const NOSYMFOLLOW: u64 = 0x2000;
+    let mut out = [
+        (libc::ST_RDONLY, attr::RDONLY),
+        (libc::ST_NOSUID, attr::NOSUID),
+        (libc::ST_NODEV, attr::NODEV),
+        (libc::ST_NOEXEC, attr::NOEXEC),
+        (libc::ST_NODIRATIME, attr::NODIRATIME),
+        (NOSYMFOLLOW, attr::NOSYMFOLLOW),
+    ]
+    .iter()
+    .fold(0, |out, (flag, attribute)| if flags & flag != 0 { out | attribute } else { out });
+    if flags & libc::ST_NOATIME != 0 {
+        out |= attr::NOATIME;
+    } else if flags & libc::ST_RELATIME == 0 {
+        out |= attr::STRICTATIME;
+    }
+    Ok(out)
+}
+
 /// mount_setattr(2) on the mount that `fd` is the root of.
 pub fn setattr(fd: BorrowedFd<'_>, recursive: bool, attr: &MountAttr) -> nix::Result<()> {
     let flags = AT_EMPTY_PATH | if recursive { AT_RECURSIVE } else { 0 };

@@ -203,6 +203,20 @@ pub fn place_number(from: RawFd, to: RawFd) -> nix::Result<()> {
     Errno::result(unsafe { libc::dup2(from, to) }).map(drop)
 }
 
+/// Ends this process at any of these signals, with 128 and its number, until the next execve.
+pub fn exit_on(signals: &[i32]) {
+    extern "C" fn exit(signal: i32) {
+        exit_now(128 + signal);
+    }
+    // SAFETY: the kernel's sigaction struct is plain data.
+    let mut action: libc::sigaction = unsafe { std::mem::zeroed() };
+    action.sa_sigaction = exit as extern "C" fn(i32) as usize;
+    for signal in signals {
+        // SAFETY: `action` outlives the call; the handler calls nothing but _exit(2).
+        unsafe { libc::sigaction(*signal, &raw const action, std::ptr::null_mut()) };
+    }
+}
+
 /// Gives every signal its default action and an empty mask: Rust ignores SIGPIPE, and a mask survives execve.
 pub fn reset_signals() {
     // SAFETY: the kernel's sigaction struct is plain data; all zeroes is SIG_DFL with an empty mask and no flags.
