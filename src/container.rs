@@ -1,5 +1,7 @@
 //! The verbs: create, start, exec, kill, pause, resume, update, ps, delete. Does not live here: how (launch, child, cgroup).
 
+mod checkpoint;
+
 use std::collections::BTreeMap;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
@@ -8,13 +10,15 @@ use std::time::{Duration, Instant};
 use nix::errno::Errno;
 use oci_spec::runtime::{Hook, Hooks, LinuxNamespaceType as Namespace, LinuxResources, Process as ProcessSpec, Spec};
 
+pub use checkpoint::{Restoring, restore};
+
 use crate::cgroup::systemd::{self, Unit};
 use crate::cgroup::{Cgroup, OomWatch, Stats};
 use crate::error::{CONTAINER_DOES_NOT_EXIST, CONTAINER_NOT_RUNNING};
 use crate::hooks::{self, Running};
 use crate::host::Cgroups;
 use crate::launch::{self, Channel, Pending, Process, chore, describe, exec, init, seccomp};
-use crate::plan::{self, Plan, Request, namespaces};
+use crate::plan::{self, Plan, Request};
 use crate::state::{Config, Dir, Own, State, check_id, ids, proc_stat};
 use crate::sys::clone::pidfd_open;
 use crate::trace::{Trace, Track};
@@ -274,6 +278,15 @@ pub struct Container {
 
 /// Begins a create: plans, reserves the state directory, makes the cgroup, clones.
 pub fn create(request: Create, spec: &Spec) -> Result<Creating> {
+    let prepared = prepare(request, spec)?;
+    match prepared.unit()? {
+        None => prepared.begin().map(|birth| Creating(Some(Stage::Birth(birth)))),
+        Some(held) => Ok(Creating(Some(Stage::Unit(Box::new(prepared), held)))),
+    }
+}
+
+/// Plans a create and reserves the state directory.
+fn prepare(request: Create, spec: &Spec) -> Result<Prepared> {
     check_id(&request.id)?;
     let mark = |step| request.trace.iter().for_each(|trace| trace.mark(Track::Parent, step));
     mark("plan");
@@ -314,9 +327,7 @@ pub fn create(request: Create, spec: &Spec) -> Result<Creating> {
     let mut state = new_state(&request.id, &bundle, spec, &plan, filter);
     state.skiff.config.clone_from(&request.config);
     state.skiff.mounts_before = made.host_mounts.as_ref().map(|(_, before)| before.clone());
-    let scope = plan.cgroup.scope.clone();
-    let devices = plan.cgroup.devices.clone();
-    let prepared = Prepared {
+    Ok(Prepared {
         made,
         state,
         plan,
@@ -327,19 +338,7 @@ pub fn create(request: Create, spec: &Spec) -> Result<Creating> {
         },
         preserve_fds: request.preserve_fds,
         trace: request.trace.clone(),
-    };
-    let Some(scope) = scope else { return prepared.begin().map(|birth| Creating(Some(Stage::Birth(birth)))) };
-    mark("start the unit of systemd");
-    // systemd makes no unit without a process, and the init, which is cloned into it, is not there yet.
-    let held = chore::hold(move || {
-        systemd::start(&scope, devices.as_deref(), std::process::id())?;
-        match std::fs::read_to_string("/proc/self/cgroup") {
-            _ if scope.unit.ends_with(".slice") => Ok(String::new()),
-            Ok(text) => Ok(own_cgroup(&text).unwrap_or_default().to_string()),
-            Err(err) => Err(Error::io("read \"/proc/self/cgroup\"", &err)),
-        }
-    })?;
-    Ok(Creating(Some(Stage::Unit(Box::new(prepared), held))))
+    })
 }
 
 /// The cgroup that systemd has put a process into, of `/proc/PID/cgroup`.
@@ -349,6 +348,29 @@ fn own_cgroup(text: &str) -> Option<&str> {
 }
 
 impl Prepared {
+    /// Has systemd start the unit, if the cgroup is to be one.
+    fn unit(&self) -> Result<Option<chore::Held>> {
+        let Some(scope) = self.plan.cgroup.scope.clone() else { return Ok(None) };
+        let devices = self.plan.cgroup.devices.clone();
+        self.trace.iter().for_each(|trace| trace.mark(Track::Parent, "start the unit of systemd"));
+        // systemd makes no unit without a process, and the init, which is cloned into it, is not there yet.
+        let held = chore::hold(move || {
+            systemd::start(&scope, devices.as_deref(), std::process::id())?;
+            match std::fs::read_to_string("/proc/self/cgroup") {
+                _ if scope.unit.ends_with(".slice") => Ok(String::new()),
+                Ok(text) => Ok(own_cgroup(&text).unwrap_or_default().to_string()),
+                Err(err) => Err(Error::io("read \"/proc/self/cgroup\"", &err)),
+            }
+        })?;
+        Ok(Some(held))
+    }
+
+    /// The unit is there, with its cgroup at `path`.
+    fn started(&mut self, path: &str) -> Result<()> {
+        self.made.unit.clone_from(&self.state.skiff.unit);
+        self.at(path)
+    }
+
     /// Where systemd has put the unit: a user's systemd, or one in a container, has its units below its own cgroup.
     fn at(&mut self, path: &str) -> Result<()> {
         let Some(scope) = &self.plan.cgroup.scope else { return Ok(()) };
@@ -501,27 +523,7 @@ fn hook_json(state: &State, pid: i32, status: &str) -> Vec<u8> {
 impl Underway {
     fn finish(mut self, born: init::Born) -> Result<Created> {
         self.trace.iter().for_each(|trace| trace.mark(Track::Parent, "save the state"));
-        let pid = born.process.pid;
-        let stat = proc_stat(pid).ok_or_else(|| Error::new(Kind::System, "container init died during create"));
-        let stat = match stat {
-            Ok(stat) => stat,
-            Err(err) => {
-                let _ = born.process.kill(libc::SIGKILL);
-                let _ = born.process.wait();
-                return Err(err);
-            }
-        };
-        self.state.init_process_pid = pid;
-        self.state.init_process_start = stat.start;
-        self.state.namespace_paths = namespaces::KINDS
-            .iter()
-            .map(|kind| {
-                let file = namespaces::proc_name(*kind);
-                let key = if file == "mnt" { "NEWNS".to_string() } else { format!("NEW{}", file.to_uppercase()) };
-                (key, format!("/proc/{pid}/ns/{file}"))
-            })
-            .collect();
-        if let Err(err) = self.made.dir.save(&self.state) {
+        if let Err(err) = self.state.has_init(born.process.pid).and_then(|()| self.made.dir.save(&self.state)) {
             let _ = born.process.kill(libc::SIGKILL);
             let _ = born.process.wait();
             return Err(err);
@@ -942,8 +944,7 @@ impl Pending for Creating {
                     return Ok(None);
                 }
                 Some(path) => {
-                    prepared.made.unit.clone_from(&prepared.state.skiff.unit);
-                    prepared.at(&path)?;
+                    prepared.started(&path)?;
                     // Only now may the process go that has kept the unit.
                     prepared.begin()?
                 }

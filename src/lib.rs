@@ -7,6 +7,7 @@ pub mod bundle;
 pub mod cgroup;
 mod child;
 pub mod container;
+pub mod criu;
 pub mod error;
 pub mod features;
 pub mod hooks;

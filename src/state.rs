@@ -10,11 +10,12 @@ use std::path::{Path, PathBuf};
 use nix::errno::Errno;
 use nix::fcntl::OFlag;
 use nix::sys::stat::Mode;
-use oci_spec::runtime::{Hooks, LinuxResources};
+use oci_spec::runtime::{Hooks, LinuxNamespaceType, LinuxResources};
 use serde::{Deserialize, Serialize};
 
 use crate::error::{CONTAINER_DOES_NOT_EXIST, CONTAINER_ID_EXISTS, INVALID_ID};
 use crate::launch::seccomp::Filter;
+use crate::plan::namespaces;
 use crate::plan::process::MemoryPolicy;
 use crate::{Error, Kind, Result};
 
@@ -95,12 +96,30 @@ pub struct Own {
     pub config: Option<PathBuf>,
 }
 
+impl State {
+    /// The init is this process.
+    pub fn has_init(&mut self, pid: i32) -> Result<()> {
+        let stat = proc_stat(pid).ok_or_else(|| Error::new(Kind::System, "container init died during create"))?;
+        self.init_process_pid = pid;
+        self.init_process_start = stat.start;
+        let path = |kind: &LinuxNamespaceType| {
+            let file = namespaces::proc_name(*kind);
+            let key = if file == "mnt" { "NEWNS".to_string() } else { format!("NEW{}", file.to_uppercase()) };
+            (key, format!("/proc/{pid}/ns/{file}"))
+        };
+        self.namespace_paths = namespaces::KINDS.iter().map(path).collect();
+        Ok(())
+    }
+}
+
 /// The FIFO that `start` writes to; there until the container is started.
 pub const GATE: &str = "exec.fifo";
 /// The FIFO that the init answers `start` on. It has the gate's name, which is the one that tools know an init to hold.
 const ANSWER: &str = "answer/exec.fifo";
 const ANSWERS: &str = "answer";
 const FILE: &str = "state.json";
+/// Where the rootfs is bound during a restore.
+pub const CRIU_ROOT: &str = "criu-root";
 
 /// Checks a container id: `[A-Za-z0-9_+.-]+`, neither `.` nor `..`, and short enough for a file name.
 pub fn check_id(id: &str) -> Result<()> {
@@ -229,6 +248,17 @@ impl Dir {
 
     /// Removes the directory; Ok when it is gone already.
     pub fn remove(&self) -> Result<()> {
+        // A restore that was killed has left the rootfs bound here: nothing below it may be removed.
+        let bound = self.0.join(CRIU_ROOT);
+        if let Err(err) = fs::remove_dir(&bound)
+            && err.kind() != std::io::ErrorKind::NotFound
+        {
+            let flags = nix::mount::MntFlags::MNT_DETACH | nix::mount::MntFlags::UMOUNT_NOFOLLOW;
+            let unmounted = nix::mount::umount2(&bound, flags).map_err(std::io::Error::from);
+            unmounted
+                .and_then(|()| fs::remove_dir(&bound))
+                .map_err(|e| Error::io(format!("unmount {:?}", bound.display().to_string()), &e))?;
+        }
         match fs::remove_dir_all(&self.0) {
             Err(err) if err.kind() != std::io::ErrorKind::NotFound => {
                 Err(Error::io(format!("remove {:?}", self.0.display().to_string()), &err))

@@ -9,7 +9,7 @@ pub mod systemd;
 
 use std::collections::BTreeMap;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
@@ -315,6 +315,11 @@ impl Cgroup {
             Some((dir, true)) => dir.read("cgroup.events").is_some_and(|events| events.contains("frozen 1")),
             None => false,
         })
+    }
+
+    /// The directory that freezes it.
+    pub fn freezer_path(&self) -> Option<&Path> {
+        self.freezer().map(|(dir, _)| dir.path())
     }
 
     /// Host pids of all processes here and below; empty when the cgroup is gone.

@@ -6,7 +6,8 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::PathBuf;
 
 use nix::errno::Errno;
-use nix::sys::stat::{Mode, umask};
+use nix::fcntl::OFlag;
+use nix::sys::stat::{Mode, SFlag, umask};
 use oci_spec::runtime::{Hook, LinuxNamespaceType as Kind};
 
 use super::identity::Limits;
@@ -199,11 +200,37 @@ fn create(init: &Init<'_>, report: &Report) -> Result<identity::Ready, Failure> 
         (None, None) => {}
     }
     drop(slave);
+    own_null().at(Step::Stdio)?;
     init.close_what_is_done(report).at(Step::Descriptors)?;
     init.mark("process, capabilities and seccomp");
     let filter = init.filter.as_ref().map(|(program, flags)| (program.as_slice(), *flags));
     let in_user_namespace = plan.namespaces.has(Kind::User);
     identity::become_user(&plan.process, filter, in_user_namespace, Limits { own: !in_user_namespace }, report)
+}
+
+/// A stream on the host's /dev/null moves to the container's: it would hold a mount of the host's, which criu(8) cannot
+/// dump either. As long as the container has one.
+fn own_null() -> nix::Result<()> {
+    let null = (SFlag::S_IFCHR, libc::makedev(1, 3));
+    let mut own: Option<OwnedFd> = None;
+    for number in 0..3 {
+        if path::kind(sys::standard_stream(number)) != Ok(null) {
+            continue;
+        }
+        if own.is_none() {
+            let root = path::open_dir(c"/")?;
+            let Ok(fd) = path::open_no_symlinks(root.as_fd(), c"dev/null", OFlag::O_PATH) else { return Ok(()) };
+            if path::kind(fd.as_fd())? != null {
+                return Ok(());
+            }
+            let Ok(fd) = path::open_no_symlinks(root.as_fd(), c"dev/null", OFlag::O_RDWR) else { return Ok(()) };
+            own = Some(fd);
+        }
+        if let Some(own) = &own {
+            sys::place_fd(own.as_fd(), number)?;
+        }
+    }
+    Ok(())
 }
 
 fn namespaces(init: &Init<'_>, report: &Report) -> Result<(), Failure> {

@@ -105,8 +105,8 @@ impl Bundle {
         Ok(spec)
     }
 
-    /// Creates the container. `has_socket`: a console socket takes the terminal.
-    pub fn create(&self, globals: &Globals, id: String, has_socket: bool, detach: bool) -> Result<Created> {
+    /// What is asked of the library. `has_socket`: a console socket takes the terminal.
+    pub fn request(&self, globals: &Globals, id: String, has_socket: bool, detach: bool) -> Result<(Request, Spec)> {
         let mut spec = self.spec()?;
         let trace = self.trace.is_some().then(Trace::new).transpose()?;
         let notify = super::notify::wanted().is_some();
@@ -128,11 +128,18 @@ impl Bundle {
             preserve_fds: self.preserve_fds + listen_fds(),
             notify,
             rootless: globals.rootless,
-            trace: trace.clone(),
+            trace,
         };
         if spec.process().is_none() {
             return Err(Error::new(Kind::Invalid, "process: property must not be empty"));
         }
+        Ok((request, spec))
+    }
+
+    /// Creates the container.
+    pub fn create(&self, globals: &Globals, id: String, has_socket: bool, detach: bool) -> Result<Created> {
+        let (request, spec) = self.request(globals, id, has_socket, detach)?;
+        let trace = request.trace.clone();
         let created = create(request, &spec).and_then(block_on);
         // A create that failed has a timeline too.
         match (&self.trace, trace) {

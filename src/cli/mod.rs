@@ -1,6 +1,7 @@
 //! runc's commands: arguments and printing only. Does not live here: what they do (the library).
 
 mod create;
+mod criu;
 mod events;
 mod exec;
 mod help;
@@ -79,6 +80,10 @@ enum Command {
     Resume(Id),
     /// update container resource constraints
     Update(Box<update::Update>),
+    /// checkpoint a running container
+    Checkpoint(Box<criu::Checkpoint>),
+    /// restore a container from a previous checkpoint
+    Restore(Box<criu::Restore>),
     /// display container events such as OOM notifications, cpu, memory, and IO usage statistics
     Events(events::Events),
     /// show step by step what a create of a bundle would do, without doing it
@@ -198,6 +203,8 @@ fn dispatch(globals: &Globals, command: Command) -> Result<i32> {
         Command::Pause(Id { id }) => globals.container(&id)?.pause().map(|()| 0),
         Command::Resume(Id { id }) => globals.container(&id)?.resume().map(|()| 0),
         Command::Update(update) => update.run(globals),
+        Command::Checkpoint(checkpoint) => checkpoint.run(globals),
+        Command::Restore(restore) => restore.run(globals),
         Command::Events(events) => events.run(globals),
         Command::Plan(plan) => plan.run(globals),
         Command::Spec(spec) => spec.run(),

@@ -1,6 +1,7 @@
 //! `run`: create, start, and stay with the container until it ends.
 
 use clap::Args;
+use skiff::container::Created;
 use skiff::launch::{Process, block_on};
 use skiff::{Error, Result};
 
@@ -33,40 +34,52 @@ fn in_background(relay: Relay, init: &Process) -> Result<()> {
     Ok(())
 }
 
+/// Makes a container and stays with it until its init ends; its exit status. `start`: it waits for its start.
+pub fn attended(
+    bundle: &Bundle,
+    subreaper: bool,
+    (start, keep): (bool, bool),
+    make: impl FnOnce() -> Result<Created>,
+) -> Result<i32> {
+    if subreaper {
+        let _ = skiff::sys::process::set_child_subreaper(true);
+    }
+    let signals = tty::Signals::block()?;
+    let created = make()?;
+    let announced = bundle.announce(&created);
+    let (mut container, init) = (created.container, created.init);
+    let session = tty::Session::begin(created.console)?;
+    let started = announced.and_then(|()| Relay::bind(&container)).and_then(|relay| {
+        if start {
+            container.start().and_then(block_on)?;
+        }
+        relay.map_or(Ok(()), |relay| in_background(relay, &init))
+    });
+    let status = match started.and_then(|()| session.attend(&init, &signals)) {
+        Ok(exit) => Ok(exit.status as i32),
+        Err(err) => {
+            let _ = init.kill(libc::SIGKILL);
+            let _ = init.wait();
+            session.drain();
+            Err(err)
+        }
+    };
+    drop(session);
+    if !keep || status.is_err() {
+        let deleted = container.delete(true);
+        return status.and_then(|status| deleted.map(|()| status));
+    }
+    status
+}
+
 impl Run {
     pub fn run(self, globals: &Globals) -> Result<i32> {
         protect_program();
         if self.detach {
             return self.detached(globals);
         }
-        if !self.no_subreaper {
-            let _ = skiff::sys::process::set_child_subreaper(true);
-        }
-        let signals = tty::Signals::block()?;
-        let created = self.bundle.create(globals, self.id.clone(), false, false)?;
-        let announced = self.bundle.announce(&created);
-        let (mut container, init) = (created.container, created.init);
-        let session = tty::Session::begin(created.console)?;
-        let started = announced.and_then(|()| Relay::bind(&container)).and_then(|relay| {
-            container.start().and_then(block_on)?;
-            relay.map_or(Ok(()), |relay| in_background(relay, &init))
-        });
-        let ended = started.and_then(|()| session.attend(&init, &signals));
-        let status = match ended {
-            Ok(exit) => Ok(exit.status as i32),
-            Err(err) => {
-                let _ = init.kill(libc::SIGKILL);
-                let _ = init.wait();
-                session.drain();
-                Err(err)
-            }
-        };
-        drop(session);
-        if !self.keep || status.is_err() {
-            let deleted = container.delete(true);
-            return status.and_then(|status| deleted.map(|()| status));
-        }
-        status
+        let make = || self.bundle.create(globals, self.id.clone(), false, false);
+        attended(&self.bundle, !self.no_subreaper, (true, self.keep), make)
     }
 
     fn detached(self, globals: &Globals) -> Result<i32> {

@@ -117,7 +117,7 @@ impl Process {
     }
 
     /// Kills and reaps it: a birth that failed.
-    fn discard(&self) {
+    pub(crate) fn discard(&self) {
         let _ = pidfd_kill(self.pidfd.as_fd(), libc::SIGKILL);
         let _ = self.wait();
     }

@@ -172,6 +172,15 @@ pub fn take_fd(fd: RawFd) -> nix::Result<OwnedFd> {
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
+/// Writes a zero byte to the descriptor of the caller's with this number, and closes it.
+pub fn write_byte_and_close(fd: RawFd) {
+    // SAFETY: the byte outlives the call; the caller was given the number for this alone.
+    unsafe {
+        libc::write(fd, [0u8].as_ptr().cast(), 1);
+        libc::close(fd);
+    }
+}
+
 /// close_range(2) with CLOSE_RANGE_CLOEXEC: everything from `first` on goes away at execve.
 pub fn cloexec_from(first: u32) -> nix::Result<()> {
     // SAFETY: takes no pointer; no descriptor is closed before execve.
