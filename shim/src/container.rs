@@ -12,7 +12,8 @@ use containerd_shim_protos::events::task::{
 use containerd_shim_protos::protobuf::MessageField;
 use oci_spec::runtime::{LinuxNamespace, LinuxNamespaceType, LinuxResources, Mount, Process as ProcessSpec, Spec};
 use skiff::cgroup::{OomWatch, Stats};
-use skiff::container::{Container as Inner, Exec, Status, Stdio, Tree};
+use skiff::container::{Container as Inner, Create, Exec, Status, Stdio, Tree};
+use skiff::criu;
 use skiff::launch::{Exit, chore};
 use skiff::{Error, Kind, Result};
 use tokio::io::Interest;
@@ -20,7 +21,7 @@ use tokio::sync::watch;
 
 use crate::error::{no_exec, precondition};
 use crate::events::{Events, timestamp};
-use crate::io::{Io, Manner, Name, Paths, Pipes, watch_fd};
+use crate::io::{Copies, Io, Manner, Name, Paths, Pipes, watch_fd};
 use crate::process::{Phase, Process, settle};
 use crate::rootfs;
 
@@ -43,6 +44,20 @@ pub struct Container {
     events: Events,
     last_stats: RefCell<Option<Stats>>,
     exec_number: Cell<u64>,
+    /// Its start is a restore.
+    to_restore: RefCell<Option<ToRestore>>,
+}
+
+/// A container whose Start restores it: containerd may change its rootfs before that.
+pub struct ToRestore {
+    /// What a create would be asked for.
+    pub request: Create,
+    /// The spec.
+    pub spec: Spec,
+    /// The directory of the images.
+    pub images: PathBuf,
+    /// Its streams.
+    pub copies: Option<Copies>,
 }
 
 /// Where a container is kept.
@@ -54,6 +69,8 @@ pub struct Home {
     pub namespace: String,
     /// Mounts of containerd's lie on the bundle's rootfs.
     pub mounted: bool,
+    /// Where CRIU works and logs, when that is not in the bundle.
+    pub work: Option<PathBuf>,
 }
 
 /// An exec process, what it is to run, and the cgroup of its process tree.
@@ -76,11 +93,39 @@ impl Container {
         manner: Manner,
         events: Events,
     ) -> Rc<Container> {
-        let container = Rc::new(Container {
-            id: inner.id().to_string(),
+        let container = Container::empty(inner.id().to_string(), bundle, init, home, manner, events);
+        container.begin(inner);
+        container
+    }
+
+    /// A container that is made by its start.
+    pub fn to_restore(
+        to_restore: ToRestore,
+        bundle: PathBuf,
+        init: Rc<Process>,
+        home: Home,
+        manner: Manner,
+        events: Events,
+    ) -> Rc<Container> {
+        let container = Container::empty(to_restore.request.id.clone(), bundle, init, home, manner, events);
+        *container.to_restore.borrow_mut() = Some(to_restore);
+        container
+    }
+
+    fn empty(
+        id: String,
+        bundle: PathBuf,
+        init: Rc<Process>,
+        home: Home,
+        manner: Manner,
+        events: Events,
+    ) -> Rc<Container> {
+        Rc::new(Container {
+            id,
             bundle,
             init,
-            inner: RefCell::new(Some(inner)),
+            inner: RefCell::default(),
+            to_restore: RefCell::default(),
             execs: RefCell::default(),
             running_execs: watch::Sender::new(0),
             home,
@@ -90,14 +135,22 @@ impl Container {
             manner,
             events,
             last_stats: RefCell::default(),
-        });
-        tokio::task::spawn_local(container.clone().watch_init());
-        match container.with(Inner::watch_oom) {
-            Ok(Some(watch)) => drop(tokio::task::spawn_local(container.clone().watch_oom(watch))),
+        })
+    }
+
+    /// It has an init, whose exit is watched from now on.
+    fn begin(self: &Rc<Self>, inner: Inner) {
+        *self.inner.borrow_mut() = Some(inner);
+        tokio::task::spawn_local(self.clone().watch_init());
+        match self.with(Inner::watch_oom) {
+            Ok(Some(watch)) => drop(tokio::task::spawn_local(self.clone().watch_oom(watch))),
             Ok(None) => {}
-            Err(err) => log::warn!("container {:?}: {err}", container.id),
+            Err(err) => log::warn!("container {:?}: {err}", self.id),
         }
-        container
+    }
+
+    fn is_to_be_restored(&self) -> bool {
+        self.to_restore.borrow().is_some()
     }
 
     fn with<T>(&self, f: impl FnOnce(&Inner) -> Result<T>) -> Result<T> {
@@ -207,7 +260,7 @@ impl Container {
         if exec_id.is_empty() { self.start_init().await } else { self.start_exec(exec_id).await }
     }
 
-    async fn start_init(&self) -> Result<u32> {
+    async fn start_init(self: &Rc<Self>) -> Result<u32> {
         match self.init.phase() {
             Phase::Created => {}
             Phase::Starting => return Err(precondition("container is being started")),
@@ -215,6 +268,15 @@ impl Container {
             Phase::Stopped => return Err(precondition("cannot start a container that has stopped")),
         }
         self.init.set_phase(Phase::Starting);
+        let to_restore = self.to_restore.borrow_mut().take();
+        if let Some(to_restore) = to_restore {
+            let restored = self.restore(to_restore).await;
+            if restored.is_err() {
+                self.init.set_exit(Exit { status: 255, at: SystemTime::now() });
+            }
+            restored?;
+            return Ok(self.started());
+        }
         let starting = self.init.open_stdin().and_then(|()| match &mut *self.inner.borrow_mut() {
             Some(inner) => inner.start(),
             None => Err(precondition("container is being deleted")),
@@ -224,13 +286,7 @@ impl Container {
             Err(err) => Err(err),
         };
         match started {
-            Ok(()) => {
-                let pid = self.init.pid();
-                let event = TaskStart { container_id: self.id.clone(), pid, ..TaskStart::default() };
-                self.events.send("/tasks/start", &event);
-                self.init.set_phase(Phase::Running);
-                Ok(pid)
-            }
+            Ok(()) => Ok(self.started()),
             Err(err) => {
                 self.init.set_phase(Phase::Stopped);
                 Err(err)
@@ -238,9 +294,50 @@ impl Container {
         }
     }
 
+    fn started(&self) -> u32 {
+        let pid = self.init.pid();
+        let event = TaskStart { container_id: self.id.clone(), pid, ..TaskStart::default() };
+        self.events.send("/tasks/start", &event);
+        self.init.set_phase(Phase::Running);
+        pid
+    }
+
+    async fn restore(self: &Rc<Self>, to_restore: ToRestore) -> Result<()> {
+        let ToRestore { request, spec, images, copies } = to_restore;
+        let options = criu::Options { images, work: Some(self.work_path()), ..criu::Options::default() };
+        let restored = settle(skiff::container::restore(request, &spec, options)?).await?;
+        self.init.set_child(restored.init)?;
+        let name = Name { id: &self.id, namespace: &self.home.namespace };
+        let connected = connect(&self.init, copies, restored.console, name).await;
+        if let Err(err) = connected.and_then(|()| self.init.open_stdin()) {
+            self.init.discard().await;
+            if let Err(undo) = restored.container.delete(true) {
+                log::warn!("undo restore: {undo}");
+            }
+            return Err(err);
+        }
+        self.begin(restored.container);
+        Ok(())
+    }
+
+    fn work_path(&self) -> PathBuf {
+        self.home.work.clone().unwrap_or_else(|| self.bundle.join("criu-work"))
+    }
+
+    /// Dumps it to images. The dump takes its time: a child waits for it.
+    pub async fn checkpoint(&self, mut options: criu::Options) -> Result<()> {
+        if self.init.phase() != Phase::Running {
+            return Err(precondition("cannot checkpoint a container that is not running"));
+        }
+        options.work.get_or_insert_with(|| self.work_path());
+        let (root, id) = (self.home.root.clone(), self.id.clone());
+        settle(chore::start(move || Inner::load(&root, &id)?.checkpoint(&options))?).await
+    }
+
     /// Adds an exec process; nothing of it is made before its start.
     pub fn add_exec(&self, exec_id: &str, spec: ProcessSpec, paths: Paths) -> Result<()> {
         match self.init.phase() {
+            _ if self.is_to_be_restored() => return Err(precondition("cannot exec in a container before its restore")),
             Phase::Stopped => return Err(precondition("cannot exec in a stopped container")),
             _ if self.paused() => return Err(precondition("cannot exec in a paused container")),
             _ => {}
@@ -332,6 +429,12 @@ impl Container {
     pub fn kill(&self, exec_id: &str, signal: u32, all: bool) -> Result<()> {
         let signal = i32::try_from(signal).map_err(|_| Error::invalid("signal", signal))?;
         let process = self.process(exec_id)?;
+        if exec_id.is_empty() && self.to_restore.borrow_mut().take().is_some() {
+            let exit = Exit { status: 128 + signal.unsigned_abs(), at: SystemTime::now() };
+            self.init.set_exit(exit);
+            self.exited(&self.init, exit);
+            return Ok(());
+        }
         if process.phase() == Phase::Stopped && !(all && exec_id.is_empty()) {
             return Err(Error::new(Kind::NotFound, skiff::error::PROCESS_ALREADY_FINISHED));
         }
@@ -352,6 +455,9 @@ impl Container {
         // CRI takes a container that has stopped meanwhile for no error only when it is not found.
         if self.init.phase() == Phase::Stopped {
             return Err(Error::new(Kind::NotFound, skiff::error::PROCESS_ALREADY_FINISHED));
+        }
+        if self.is_to_be_restored() {
+            return Err(precondition("cannot update a container before its restore"));
         }
         if self.with(|inner| Ok(inner.unit().is_none()))? {
             return match &mut *self.inner.borrow_mut() {
@@ -393,6 +499,9 @@ impl Container {
     /// Host pids with the exec ids that are known of them. A stopped init is among them until it is deleted: an empty
     /// list would make a restarted containerd throw the container away.
     pub fn pids(&self) -> Result<Vec<(u32, Option<String>)>> {
+        if self.is_to_be_restored() {
+            return Ok(Vec::new());
+        }
         let mut pids: Vec<u32> = self.with(Inner::pids)?.into_iter().map(i32::unsigned_abs).collect();
         if self.init.exit().is_some() || pids.is_empty() {
             pids.push(self.init.pid());
@@ -443,6 +552,7 @@ impl Container {
         let never_started = self.init.phase() == Phase::Created;
         match self.init.phase() {
             Phase::Running | Phase::Starting => return Err(precondition("cannot delete a running process")),
+            Phase::Created if self.to_restore.borrow_mut().take().is_some() => {}
             Phase::Created => {
                 self.with(|inner| inner.kill(libc::SIGKILL, false))?;
                 self.init.wait().await;
@@ -551,6 +661,14 @@ pub fn execs_may_have_fifos(spec: &Spec) -> bool {
     let read_only = |mount: &Mount| mount.options().as_ref().is_some_and(|all| all.iter().any(|o| o == "ro"));
     let mounts = spec.mounts().as_deref().unwrap_or_default();
     init_may_have_fifos(spec) && mounts.iter().filter(cgroup).all(read_only)
+}
+
+/// Annotation: the container is to be one that can be dumped to a checkpoint.
+const CHECKPOINTS: &str = "io.containerd.skiff.checkpoint";
+
+/// True when the container says that it will be dumped.
+pub fn wants_checkpoints(spec: &Spec) -> bool {
+    spec.annotations().as_ref().and_then(|all| all.get(CHECKPOINTS)).is_some_and(|value| value == "true")
 }
 
 /// A label may forbid what is not the container's own.

@@ -18,11 +18,6 @@ pub fn status(err: &Error) -> ttrpc::Error {
     ttrpc::Error::RpcStatus(get_status(code, err.to_string()))
 }
 
-/// A call that is not there yet.
-pub fn unimplemented(call: &str) -> ttrpc::Error {
-    ttrpc::Error::RpcStatus(get_status(Code::UNIMPLEMENTED, format!("{call}: not supported yet")))
-}
-
 /// A container that is not in the table.
 pub fn no_container(id: &str) -> Error {
     Error::new(Kind::NotFound, format!("container {id:?} not found"))

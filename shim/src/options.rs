@@ -4,7 +4,8 @@ use std::path::PathBuf;
 
 use containerd_shim_protos::protobuf::well_known_types::any::Any;
 use containerd_shim_protos::protobuf::{CodedInputStream, Message, rt};
-use containerd_shim_protos::shim::oci::Options as Runc;
+use containerd_shim_protos::shim::oci::{CheckpointOptions, Options as Runc};
+use skiff::criu;
 use skiff::{Error, Result};
 
 /// What the options ask for.
@@ -24,6 +25,8 @@ pub struct Options {
     pub root: Option<PathBuf>,
     /// The systemd cgroup driver.
     pub systemd_cgroup: bool,
+    /// Where CRIU works and logs.
+    pub criu_work_path: Option<PathBuf>,
 }
 
 /// Reads options. A type that is not known is not for us.
@@ -41,6 +44,7 @@ pub fn parse(any: Option<&Any>) -> Result<Options> {
                 io_gid: runc.io_gid,
                 root: Some(runc.root).filter(|root| !root.is_empty()).map(PathBuf::from),
                 systemd_cgroup: runc.systemd_cgroup,
+                criu_work_path: Some(runc.criu_work_path).filter(|path| !path.is_empty()).map(PathBuf::from),
             })
         }
         "runtimeoptions.v1.Options" => {
@@ -55,6 +59,36 @@ pub fn parse(any: Option<&Any>) -> Result<Options> {
         }
         _ => Ok(Options::default()),
     }
+}
+
+/// Reads the options of a Checkpoint whose images go to `path`.
+pub fn checkpoint(any: Option<&Any>, path: &str) -> Result<criu::Options> {
+    let bytes = any.map(|any| any.value.as_slice()).unwrap_or_default();
+    let asked = CheckpointOptions::parse_from_bytes(bytes).map_err(|e| Error::invalid("options", e))?;
+    let mut empty_namespaces = 0;
+    for name in &asked.empty_namespaces {
+        empty_namespaces |= match name.as_str() {
+            "network" => libc::CLONE_NEWNET as u64,
+            other => return Err(Error::invalid("options.empty_namespaces", format!("{other:?} is not supported"))),
+        };
+    }
+    let some = |text: String| Some(text).filter(|text| !text.is_empty());
+    let images = some(asked.image_path).unwrap_or_else(|| path.to_string());
+    if images.is_empty() {
+        return Err(Error::invalid("path", "must name the directory of the images"));
+    }
+    Ok(criu::Options {
+        images: images.into(),
+        work: some(asked.work_path).map(PathBuf::from),
+        leave_running: !asked.exit,
+        tcp_established: asked.open_tcp,
+        external_unix_sockets: asked.external_unix_sockets,
+        shell_job: asked.terminal,
+        file_locks: asked.file_locks,
+        cgroups_mode: some(asked.cgroups_mode),
+        empty_namespaces,
+        ..criu::Options::default()
+    })
 }
 
 /// Fields 2, config_path, and 3, config_body.
@@ -97,6 +131,7 @@ fn toml(text: &str) -> std::result::Result<Options, String> {
             "ShimCgroup" => out.shim_cgroup = string()?,
             "IoUid" => out.io_uid = number()?,
             "IoGid" => out.io_gid = number()?,
+            "CriuWorkPath" => out.criu_work_path = Some(string()?).filter(|path| !path.is_empty()).map(PathBuf::from),
             "Root" => out.root = Some(string()?).filter(|root| !root.is_empty()).map(PathBuf::from),
             _ => {}
         }

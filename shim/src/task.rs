@@ -28,8 +28,10 @@ use skiff::container::{Create, Gate};
 use skiff::{Error, Kind, Result};
 use tokio::sync::{Notify, mpsc, oneshot};
 
-use crate::container::{Container, Home, Streams, connect, execs_may_have_fifos, init_may_have_fifos};
-use crate::error::{no_container, status, unimplemented};
+use crate::container::{
+    Container, Home, Streams, ToRestore, connect, execs_may_have_fifos, init_may_have_fifos, wants_checkpoints,
+};
+use crate::error::{no_container, status};
 use crate::events::{Events, timestamp};
 use crate::io::{Manner, Name, Paths};
 use crate::process::{Phase, Process, settle};
@@ -148,9 +150,6 @@ impl Shim {
     }
 
     async fn create_reserved(&self, request: &CreateTaskRequest) -> Result<u32> {
-        if !request.checkpoint.is_empty() {
-            return Err(Error::new(Kind::Unsupported, "restore from a checkpoint: not supported yet"));
-        }
         let options = options::parse(request.options.as_ref())?;
         let bundle = PathBuf::from(&request.bundle);
         let mut spec = skiff::bundle::load(&bundle, None)?;
@@ -168,7 +167,10 @@ impl Shim {
             crate::delete::remember_root(&bundle, root)?;
         }
         let name = Name { id: &request.id, namespace: &self.namespace };
-        let manner = Manner { owner, direct: owner == (0, 0) && init_may_have_fifos(&spec) };
+        let checkpoint = Some(PathBuf::from(&request.checkpoint)).filter(|path| !path.as_os_str().is_empty());
+        // CRIU dumps pipes, but no FIFOs that lie outside of the container.
+        let pipes = checkpoint.is_some() || options.criu_work_path.is_some() || wants_checkpoints(&spec);
+        let manner = Manner { owner, direct: !pipes && owner == (0, 0) && init_may_have_fifos(&spec) };
         let (stdio, copies) = Streams::new(&paths, manner, name)?.ready().await?;
         let mounted = !request.rootfs.is_empty();
         if mounted {
@@ -191,8 +193,15 @@ impl Shim {
                 trace: None,
                 rootless: self.rootless,
             };
-            let created = settle(skiff::container::create(create, &spec)?).await?;
             let init = Process::new("", paths);
+            let home = Home { root, namespace: self.namespace.clone(), mounted, work: options.criu_work_path };
+            let exec_manner = Manner { direct: manner.direct && execs_may_have_fifos(&spec), ..manner };
+            let events = self.events.clone();
+            if let Some(images) = checkpoint {
+                let to_restore = ToRestore { request: create, spec, images, copies };
+                return Ok(Container::to_restore(to_restore, bundle.clone(), init, home, exec_manner, events));
+            }
+            let created = settle(skiff::container::create(create, &spec)?).await?;
             init.set_child(created.init)?;
             if let Err(err) = connect(&init, copies, created.console, name).await {
                 init.discard().await;
@@ -201,9 +210,7 @@ impl Shim {
                 }
                 return Err(err);
             }
-            let manner = Manner { direct: manner.direct && execs_may_have_fifos(&spec), ..manner };
-            let home = Home { root, namespace: self.namespace.clone(), mounted };
-            Ok(Container::new(created.container, bundle.clone(), init, home, manner, self.events.clone()))
+            Ok(Container::new(created.container, bundle.clone(), init, home, exec_manner, events))
         }
         .await;
         let container = match made {
@@ -358,8 +365,13 @@ impl Task for Service {
         self.ask(move |shim| async move { shim.container(&request.id)?.resume() }).await.map(|()| Empty::new())
     }
 
-    async fn checkpoint(&self, _: &TtrpcContext, _: api::CheckpointTaskRequest) -> TtrpcResult<Empty> {
-        Err(unimplemented("Checkpoint"))
+    async fn checkpoint(&self, _: &TtrpcContext, request: api::CheckpointTaskRequest) -> TtrpcResult<Empty> {
+        self.ask(move |shim| async move {
+            let container = shim.container(&request.id)?;
+            container.checkpoint(options::checkpoint(request.options.as_ref(), &request.path)?).await
+        })
+        .await
+        .map(|()| Empty::new())
     }
 
     async fn kill(&self, _: &TtrpcContext, request: KillRequest) -> TtrpcResult<Empty> {

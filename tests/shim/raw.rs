@@ -209,7 +209,7 @@ fn unknown_ids_are_not_found_and_connect_never_fails() {
     let resources = || MessageField::some(Any { value: b"{}".to_vec(), ..Any::default() });
     let update = UpdateTaskRequest { id: id(), resources: resources(), ..Default::default() };
     refused(c.update(context(), &update), Code::NOT_FOUND);
-    refused(c.checkpoint(context(), &CheckpointTaskRequest { id: id(), ..Default::default() }), Code::UNIMPLEMENTED);
+    refused(c.checkpoint(context(), &CheckpointTaskRequest { id: id(), ..Default::default() }), Code::NOT_FOUND);
     let connected = c.connect(context(), &ConnectRequest { id: id(), ..Default::default() }).unwrap();
     assert_eq!(connected.task_pid, 0);
     assert_ne!(connected.shim_pid, 0);
@@ -614,4 +614,87 @@ fn shutdown_is_refused_while_there_are_containers_and_remembered() {
     let socket = PathBuf::from(daemon.address.trim_start_matches("unix://"));
     eventually("the daemon ends by itself", || !socket.exists());
     LeakCheck::new(&[&daemon.id]).end();
+}
+
+fn checkpoint(daemon: &Daemon, path: &Path, options: &[u8]) -> ttrpc::Result<()> {
+    let request = CheckpointTaskRequest {
+        id: daemon.id.clone(),
+        path: path.display().to_string(),
+        options: MessageField::some(Any { value: options.to_vec(), ..Any::default() }),
+        ..CheckpointTaskRequest::default()
+    };
+    daemon.client.checkpoint(context(), &request).map(drop)
+}
+
+#[test]
+fn a_restore_that_fails_leaves_a_container_to_delete() {
+    let daemon = Daemon::start(&["sleep", "1000"]);
+    let images = daemon.bundle.path().join("images");
+    std::fs::create_dir(&images).unwrap();
+    let request = CreateTaskRequest {
+        id: daemon.id.clone(),
+        bundle: daemon.bundle.path().display().to_string(),
+        checkpoint: images.display().to_string(),
+        ..CreateTaskRequest::default()
+    };
+    assert_eq!(daemon.client.create(context(), &request).unwrap().pid, 0, "nothing is made before Start");
+    assert_eq!(daemon.status(""), Status::CREATED);
+    refused(daemon.exec("early", &["true"]), Code::FAILED_PRECONDITION);
+    refused(checkpoint(&daemon, &images, &[]), Code::FAILED_PRECONDITION);
+    let err = daemon.begin("").unwrap_err();
+    assert!(format!("{err}").contains("descriptors.json"), "{err}");
+    assert_eq!(daemon.status(""), Status::STOPPED);
+    daemon.delete("").unwrap();
+    assert!(daemon.bundle.rootfs().join("bin").exists(), "the rootfs is as it was");
+    daemon.client.create(context(), &request).unwrap();
+    daemon.kill("", 9, false).unwrap();
+    assert_eq!(daemon.wait("").unwrap(), 137);
+    daemon.delete("").unwrap();
+    daemon.client.create(context(), &request).unwrap();
+    daemon.delete("").unwrap();
+    daemon.end();
+}
+
+#[test]
+#[ignore = "needs a working criu"]
+fn a_container_is_restored_by_its_start() {
+    let mut bundle = Bundle::new(&["sh", "-c", "i=0; while sleep 0.05; do i=$((i + 1)); echo $i; done"]);
+    bundle.spec["annotations"] = serde_json::json!({"io.containerd.skiff.checkpoint": "true"});
+    let daemon = Daemon::with(bundle);
+    let images = daemon.bundle.path().join("images");
+    let (out, again) = (daemon.fifo("out"), daemon.fifo("again"));
+    let text = reader(&out);
+    daemon.create_with([Path::new(""), &out, Path::new("")]).unwrap();
+    daemon.begin("").unwrap();
+    std::thread::sleep(std::time::Duration::from_millis(500));
+    checkpoint(&daemon, &images, &[]).unwrap();
+    assert_eq!(daemon.status(""), Status::RUNNING, "without exit it runs on");
+    // CheckpointOptions{1: exit}.
+    checkpoint(&daemon, &images, &[8, 1]).unwrap();
+    assert_eq!(daemon.wait("").unwrap(), 137);
+    daemon.delete("").unwrap();
+    let numbers = |text: String| -> Vec<u64> { text.lines().filter_map(|line| line.parse().ok()).collect() };
+    let last = *numbers(text.join().unwrap()).last().expect("it has counted");
+    let text = reader(&again);
+    let request = CreateTaskRequest {
+        id: daemon.id.clone(),
+        bundle: daemon.bundle.path().display().to_string(),
+        stdout: again.display().to_string(),
+        checkpoint: images.display().to_string(),
+        ..CreateTaskRequest::default()
+    };
+    daemon.client.create(context(), &request).unwrap();
+    assert_ne!(daemon.begin("").unwrap(), 0);
+    assert_eq!(daemon.status(""), Status::RUNNING);
+    daemon.exec("probe", &["true"]).unwrap();
+    daemon.begin("probe").unwrap();
+    assert_eq!(daemon.wait("probe").unwrap(), 0);
+    daemon.delete("probe").unwrap();
+    std::thread::sleep(std::time::Duration::from_millis(300));
+    daemon.kill("", 9, false).unwrap();
+    assert_eq!(daemon.wait("").unwrap(), 137);
+    daemon.delete("").unwrap();
+    let first = *numbers(text.join().unwrap()).first().expect("it counts on");
+    assert!(first >= last && first <= last + 3, "it goes on where it was: {last} {first}");
+    daemon.end();
 }
