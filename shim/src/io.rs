@@ -623,10 +623,18 @@ enum To {
 async fn copy_terminal(master: OwnedFd, mut to: To) -> nix::Result<()> {
     let master = watch_fd(master, Interest::READABLE)?;
     let mut buffer = vec![0u8; 8 << 10];
+    let mut closed = false;
     loop {
         let mut guard = master.readable().await.map_err(errno)?;
-        match nix::unistd::read(master.get_ref(), &mut buffer) {
-            // What a pty says when the last user of its slave is gone.
+        let read = nix::unistd::read(master.get_ref(), &mut buffer);
+        if read == Err(Errno::EIO) && !std::mem::replace(&mut closed, true) {
+            // The slave's last user has gone, but the kernel may still be moving what it wrote (n_tty.c: a reader that
+            // is told so waits for one run of the worker, which may have asked for another).
+            tokio::time::sleep(Duration::from_millis(1)).await;
+            continue;
+        }
+        closed &= read.is_err();
+        match read {
             Ok(0) | Err(Errno::EIO) => return Ok(()),
             Ok(n) => match &mut to {
                 To::Null => {}

@@ -194,10 +194,20 @@ fn readable(fd: &OwnedFd) -> bool {
     poll(&mut fds, PollTimeout::ZERO).is_ok_and(|n| n > 0)
 }
 
+/// How long a terminal whose other side is closed may still bring something to light.
+const LAST_WORDS: std::time::Duration = std::time::Duration::from_millis(1);
+
 /// Copies what is there; false at the end.
 fn copy(from: BorrowedFd<'_>, to: BorrowedFd<'_>) -> bool {
     let mut buffer = [0u8; 8192];
-    let n = match nix::unistd::read(from, &mut buffer) {
+    let mut read = nix::unistd::read(from, &mut buffer);
+    if read == Err(Errno::EIO) {
+        // The slave's last user has gone, but the kernel may still be moving what it wrote (n_tty.c: a reader that is
+        // told so waits for one run of the worker, which may have asked for another).
+        std::thread::sleep(LAST_WORDS);
+        read = nix::unistd::read(from, &mut buffer);
+    }
+    let n = match read {
         Ok(0) | Err(Errno::EIO) => return false,
         Ok(n) => n,
         Err(Errno::EAGAIN | Errno::EINTR) => return true,
