@@ -95,9 +95,24 @@ impl Service {
     }
 }
 
+/// After so long without a request memory goes back to the kernel: a create takes more of it than a container that runs.
+const QUIET: Duration = Duration::from_millis(250);
+
 /// Runs each job in a local task of its own.
 pub async fn run(shim: Rc<Shim>, mut jobs: mpsc::UnboundedReceiver<Job>) {
-    while let Some(job) = jobs.recv().await {
+    let mut quiet = true;
+    loop {
+        let job = if quiet {
+            jobs.recv().await
+        } else if let Ok(job) = tokio::time::timeout(QUIET, jobs.recv()).await {
+            job
+        } else {
+            skiff::sys::process::give_memory_back();
+            quiet = true;
+            continue;
+        };
+        let Some(job) = job else { return };
+        quiet = false;
         tokio::task::spawn_local(job(shim.clone()));
     }
 }
@@ -144,8 +159,6 @@ impl Shim {
         }
         let created = self.create_reserved(&request).await;
         self.creating.borrow_mut().remove(&request.id);
-        // A config.json takes more memory than a container that runs.
-        skiff::sys::process::trim_heap();
         created
     }
 

@@ -82,13 +82,23 @@ pub fn set_child_subreaper(on: bool) -> nix::Result<()> {
     prctl(libc::PR_SET_CHILD_SUBREAPER, [on.into(), 0, 0, 0]).map(drop)
 }
 
-/// Gives memory that is free back to the kernel: malloc_trim(3).
-pub fn trim_heap() {
+/// Gives memory that is free back to the kernel: malloc_trim(3), and the stack below what is in use now. For the main
+/// thread.
+pub fn give_memory_back() {
     #[cfg(target_env = "gnu")]
     // SAFETY: takes no pointer; the C library's own heap is consistent between calls.
     unsafe {
         libc::malloc_trim(0)
     };
+    // Frames that are made from here on lie in the margin; the deepest that this program has are well above the end.
+    const MARGIN: usize = 16 << 10;
+    const DEPTH: usize = 1 << 20;
+    const PAGE: usize = 4 << 10;
+    let here = 0u8;
+    let end = (&raw const here as usize - MARGIN) & !(PAGE - 1);
+    // SAFETY: below the stack pointer nothing is in use (System V ABI; the red zone is in the margin). What is not mapped
+    // is skipped with an error.
+    unsafe { libc::madvise((end - DEPTH) as *mut libc::c_void, DEPTH, libc::MADV_DONTNEED) };
 }
 
 /// PR_SET_THP_DISABLE.
