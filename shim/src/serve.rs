@@ -1,6 +1,7 @@
 //! The daemon: one thread, one event loop, the Task service in both versions on one socket.
 
 use std::collections::HashMap;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixListener as StdListener;
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
@@ -14,17 +15,24 @@ use containerd_shim_protos::shim_async::create_task;
 use containerd_shim_protos::ttrpc::asynchronous::Server;
 use containerd_shim_protos::ttrpc::asynchronous::transport::Listener;
 use futures_core::Stream;
+use nix::sys::signal::{SigSet, Signal};
+use nix::sys::signalfd::{SfdFlags, SignalFd};
 use skiff::{Error, Kind, Result};
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
 use tokio::net::{UnixListener, UnixStream};
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::Notify;
 
 use crate::args::Args;
 use crate::events::Events;
+use crate::io::watch_fd;
 use crate::logging;
 use crate::task::{self, Service, Shim};
 
 const V2: &str = "containerd.task.v2.Task";
 const V3: &str = "containerd.task.v3.Task";
+/// Events of descriptors that the loop takes from the kernel at once: room for them is held all the time.
+const IO_EVENTS: usize = 64;
 /// How long events may still go out at the end.
 const FLUSH: Duration = Duration::from_secs(5);
 
@@ -37,7 +45,9 @@ pub fn run(args: &Args, bundle: &Path, listener: StdListener, events: Option<Str
     skiff::sys::process::set_dumpable(false).map_err(fail("make the shim undumpable"))?;
     skiff::sys::process::set_child_subreaper(true).map_err(fail("become a subreaper"))?;
     let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
+        .enable_io()
+        .enable_time()
+        .max_io_events_per_tick(IO_EVENTS)
         .build()
         .map_err(|e| Error::io("make the event loop", &e))?;
     let local = tokio::task::LocalSet::new();
@@ -53,7 +63,6 @@ async fn serve(args: &Args, listener: StdListener, address: Option<String>, sock
     let shim = Shim::new(&args.namespace, events.clone(), socket);
     let (service, jobs) = Service::new();
     tokio::task::spawn_local(task::run(shim.clone(), jobs));
-    tokio::task::spawn_local(reap_orphans());
     let io = |e| Error::io("listen", &e);
     listener.set_nonblocking(true).map_err(io)?;
     let accept = Accept(UnixListener::from_std(listener).map_err(io)?);
@@ -107,31 +116,47 @@ impl Stream for Accept {
     }
 }
 
+/// The signals that are for the shim, by a descriptor: what the event loop's own way to them keeps in memory for every
+/// signal there is, is more than all else that an idle shim has in it.
+fn signals() -> Result<(SignalFd, AsyncFd<OwnedFd>)> {
+    let fail = |errno| Error::sys("watch signals", errno);
+    let mut mask = SigSet::empty();
+    for signal in [Signal::SIGTERM, Signal::SIGINT, Signal::SIGUSR1, Signal::SIGCHLD] {
+        mask.add(signal);
+    }
+    // Children start with an empty mask.
+    mask.thread_block().map_err(fail)?;
+    let fd = SignalFd::with_flags(&mask, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK).map_err(fail)?;
+    let watched = fd.as_fd().try_clone_to_owned().map_err(|e| Error::io("watch signals", &e))?;
+    Ok((fd, watch_fd(watched, Interest::READABLE).map_err(fail)?))
+}
+
 async fn until_told(shim: &Rc<Shim>) -> Result<()> {
-    let on = |kind| signal(kind).map_err(|e| Error::io("watch a signal", &e));
-    let mut terminate = on(SignalKind::terminate())?;
-    let mut interrupt = on(SignalKind::interrupt())?;
-    let mut dump = on(SignalKind::user_defined1())?;
+    let (signals, watched) = signals()?;
+    let child = Rc::new(Notify::new());
+    tokio::task::spawn_local(reap_orphans(child.clone()));
     loop {
-        tokio::select! {
+        let mut guard = tokio::select! {
             () = shim.exit.notified() => return Ok(()),
-            _ = terminate.recv() => return Ok(()),
-            _ = interrupt.recv() => return Ok(()),
-            _ = dump.recv() => {
-                for line in shim.describe() {
-                    log::info!("{line}");
-                }
-            }
+            guard = watched.readable() => guard.map_err(|e| Error::io("watch signals", &e))?,
+        };
+        let Ok(Some(info)) = signals.read_signal() else {
+            guard.clear_ready();
+            continue;
+        };
+        match Signal::try_from(info.ssi_signo as i32) {
+            Ok(Signal::SIGCHLD) => child.notify_one(),
+            Ok(Signal::SIGUSR1) => shim.describe().iter().for_each(|line| log::info!("{line}")),
+            _ => return Ok(()),
         }
     }
 }
 
 /// Reaps what was reparented to this subreaper. Children that somebody waits for go within moments of their exit; what
 /// is still a zombie after two looks is nobody's.
-async fn reap_orphans() {
-    let Ok(mut child) = signal(SignalKind::child()) else { return };
+async fn reap_orphans(child: Rc<Notify>) {
     loop {
-        child.recv().await;
+        child.notified().await;
         let before = zombies();
         if before.is_empty() {
             continue;

@@ -103,6 +103,9 @@ const LISTENER: i32 = 3;
 const TTRPC_ADDRESS: &str = "TTRPC_ADDRESS";
 
 /// In the child: detaches from containerd, and runs the daemon from where no container can write to it.
+/// See the manual of the GNU C library, "Tunables".
+const TUNABLES: &str = "GLIBC_TUNABLES";
+
 fn become_daemon(args: &Args, bundle: &Path, listener: UnixListener, ttrpc_address: &str) -> Result<()> {
     let _ = nix::unistd::setpgid(nix::unistd::Pid::from_raw(0), nix::unistd::Pid::from_raw(0));
     // containerd reads the reply until its last writer is gone.
@@ -128,7 +131,11 @@ fn become_daemon(args: &Args, bundle: &Path, listener: UnixListener, ttrpc_addre
         line.push("-debug".into());
     }
     let address = Some(ttrpc_address).filter(|address| !address.is_empty());
-    let variables: Vec<(&str, &str)> = address.iter().map(|address| (TTRPC_ADDRESS, *address)).collect();
+    let mut variables: Vec<(&str, &str)> = address.iter().map(|address| (TTRPC_ADDRESS, *address)).collect();
+    if std::env::var_os(TUNABLES).is_none() {
+        // What glibc keeps for the next allocation of the same size keeps whole pages with it.
+        variables.push((TUNABLES, "glibc.malloc.tcache_count=0"));
+    }
     // Returns when there is no need for it, or no way: without the mount API it is no worse.
     let _ = skiff::sys::exe::run_read_only_as(line, &variables);
     std::mem::forget(listener);

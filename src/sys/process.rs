@@ -91,7 +91,7 @@ pub fn give_memory_back() {
         libc::malloc_trim(0)
     };
     // Frames that are made from here on lie in the margin; the deepest that this program has are well above the end.
-    const MARGIN: usize = 16 << 10;
+    const MARGIN: usize = 4 << 10;
     const DEPTH: usize = 1 << 20;
     const PAGE: usize = 4 << 10;
     let here = 0u8;
