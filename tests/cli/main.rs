@@ -1,5 +1,6 @@
 //! Tests of the command line. The same tests pass with RUNTIME_UNDER_TEST=runc, but for those that say why not.
 
+mod budget;
 mod checkpoint;
 mod commands;
 mod errors;
