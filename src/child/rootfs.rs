@@ -222,7 +222,11 @@ fn bind_attributes(fd: &OwnedFd, plan: &MountPlan, locked: bool) -> nix::Result<
             }
             clear &= !kept;
         }
-        mount::setattr(fd.as_fd(), false, &MountAttr { set, clear, ..MountAttr::default() })?;
+        match mount::setattr(fd.as_fd(), false, &MountAttr { set, clear, ..MountAttr::default() }) {
+            // A user namespace further out has locked them.
+            Err(Errno::EPERM) if !locked => return bind_attributes(fd, plan, true),
+            other => other?,
+        }
     }
     attributes_below(fd, plan)
 }

@@ -2,6 +2,7 @@
 
 use std::process::Command;
 
+use nix::mount::MsFlags;
 use serde_json::json;
 use skiff_test_support::{run, seccomp_agent, unique};
 
@@ -325,4 +326,46 @@ fn a_user_with_limits_and_no_capabilities_runs() {
         spec["process"]["rlimits"] = json!([{"type": "RLIMIT_NOFILE", "soft": 123, "hard": 124}]);
     });
     assert_eq!(out, "123\n1000\n");
+}
+
+#[test]
+fn a_bind_mount_has_the_attributes_that_are_named() {
+    let attributes = |source: &std::path::Path, options: serde_json::Value, user_namespace: bool| {
+        let case = Case::sh("awk '$5 == \"/mnt\" {print $6}' /proc/self/mountinfo");
+        if user_namespace {
+            crate::inside::open_to_all(case.bundle.path());
+        }
+        let case = case.with(|spec| {
+            let mount = json!({"destination": "/mnt", "type": "bind", "source": source, "options": options});
+            spec["mounts"].as_array_mut().unwrap().push(mount);
+            if user_namespace {
+                spec["linux"]["namespaces"].as_array_mut().unwrap().push(json!({"type": "user"}));
+                let map = json!([{"containerID": 0, "hostID": 100_000, "size": 65536}]);
+                spec["linux"]["uidMappings"] = map.clone();
+                spec["linux"]["gidMappings"] = map;
+            }
+        });
+        let done = case.run();
+        case.end();
+        (done.code, done.out.trim().to_string())
+    };
+    // runc has kept to this since 1.2.
+    if !is_skiff() {
+        return;
+    }
+    let dir = tempfile::Builder::new().prefix("skiff-source-").tempdir().unwrap();
+    let mount = |flags: MsFlags| {
+        let none: Option<&str> = None;
+        nix::mount::mount(Some("tmpfs"), dir.path(), Some("tmpfs"), MsFlags::empty(), none).unwrap();
+        nix::mount::mount(none, dir.path(), none, MsFlags::MS_BIND | MsFlags::MS_REMOUNT | flags, none).unwrap();
+    };
+    mount(MsFlags::MS_RDONLY | MsFlags::MS_NOEXEC | MsFlags::MS_NOATIME);
+    let source = dir.path();
+    assert_eq!(attributes(source, json!(["bind"]), false), (0, "ro,noexec,noatime".into()));
+    assert_eq!(attributes(source, json!(["bind", "nodev"]), false), (0, "rw,nodev,noatime".into()));
+    assert_eq!(attributes(source, json!(["bind", "relatime"]), false), (0, "rw,relatime".into()));
+    // What the host forbids stays forbidden in a user namespace, and the contrary is refused.
+    assert_eq!(attributes(source, json!(["bind", "nodev"]), true), (0, "ro,nodev,noexec,noatime".into()));
+    assert_ne!(attributes(source, json!(["bind", "rw"]), true).0, 0);
+    nix::mount::umount(source).unwrap();
 }
