@@ -69,7 +69,8 @@ impl Bench {
         println!("\n{what}");
         for ((name, _), figures) in contenders.iter().zip(&figures) {
             let (middle, least) = (median(figures), figures.iter().copied().fold(f64::INFINITY, f64::min));
-            let ratio = skiff / middle;
+            // Nothing over nothing is the same.
+            let ratio = if skiff == middle { 1.0 } else { skiff / middle };
             println!("  {name:<10} median {middle:>10.2} {unit:<6} least {least:>10.2}   skiff over it {ratio:>6.3}");
             if rounds >= 5 && middle > 2.0 * least {
                 self.noisy = true;
