@@ -30,6 +30,12 @@ fn output_survives_a_restart_of_containerd(containerd: &mut Containerd) {
     containerd.ctr(&["containers", "rm", &id]).ok();
 }
 
+/// containerd's call of `delete` has come to its end: it lists a task whose shim is dead no more before that.
+fn unmounted(id: &str) {
+    let mounts = || std::fs::read_to_string("/proc/self/mountinfo").expect("mounts");
+    eventually("its rootfs is unmounted", || !mounts().contains(&format!("/{id}/rootfs")));
+}
+
 fn a_killed_shim_is_cleaned_up_after(containerd: &mut Containerd) {
     let id = unique("killed");
     containerd.run(&["-d"], &id, &["sleep", "1000"]).ok();
@@ -41,6 +47,7 @@ fn a_killed_shim_is_cleaned_up_after(containerd: &mut Containerd) {
     }
     eventually("the task is gone", || containerd.status(&id).is_none());
     eventually("its process is gone", || !std::path::Path::new(&format!("/proc/{init}")).exists());
+    unmounted(&id);
     containerd.ctr(&["containers", "rm", &id]).ok();
 }
 
@@ -59,6 +66,7 @@ fn a_killed_shim_of_a_group_takes_all_with_it(containerd: &mut Containerd) {
     for (id, init) in ids.iter().zip(inits) {
         eventually("the task is gone", || containerd.status(id).is_none());
         eventually("its process is gone", || !std::path::Path::new(&format!("/proc/{init}")).exists());
+        unmounted(id);
         containerd.ctr(&["containers", "rm", id]).ok();
     }
 }
