@@ -856,7 +856,11 @@ impl Container {
             Err(err) if err.kind() == Kind::NotFound => return Ok(()),
             other => other?,
         };
-        self.kill(libc::SIGKILL, false)?;
+        match self.kill(libc::SIGKILL, false) {
+            // It was on its way out already.
+            Err(err) if err.kind() == Kind::NotFound => {}
+            other => other?,
+        }
         let deadline = Instant::now() + Duration::from_secs(10);
         while self.alive() {
             if Instant::now() >= deadline {
