@@ -199,31 +199,27 @@ pub struct Execing {
     tree: Option<Tree>,
 }
 
-/// The cgroup of an exec process and its descendants. Dropped, it is killed and removed.
+/// The cgroup of an exec process and its descendants: a part of its container's. Dropped, it is killed and removed.
 #[derive(Debug)]
-pub struct Tree {
-    own: Cgroup,
-    /// With the container's own in the other hierarchies; until the exec has been born.
-    whole: Option<Cgroup>,
-}
+pub struct Tree(Cgroup);
 
 impl Tree {
     /// Kills what is left in it.
     pub fn kill(&self) -> Result<()> {
-        self.own.kill(libc::SIGKILL)
+        self.0.kill(libc::SIGKILL)
     }
 
     /// True when nothing is left in it; it is removed then.
     pub fn remove_if_empty(&self) -> bool {
-        self.own.remove_if_empty()
+        self.0.remove_if_empty()
     }
 }
 
 impl Drop for Tree {
     fn drop(&mut self) {
-        if !self.own.remove_if_empty() {
-            let _ = self.own.kill(libc::SIGKILL);
-            self.own.remove_if_empty();
+        if !self.0.remove_if_empty() {
+            let _ = self.0.kill(libc::SIGKILL);
+            self.0.remove_if_empty();
         }
     }
 }
@@ -274,6 +270,8 @@ pub struct Container {
     cgroup: Cgroup,
     /// The init's report socket, when this process alone can start it.
     gate: Option<Channel>,
+    /// The init's pidfd, when this process has made it.
+    init: Option<OwnedFd>,
 }
 
 /// Begins a create: plans, reserves the state directory, makes the cgroup, clones.
@@ -393,10 +391,14 @@ impl Prepared {
         let trace = self.trace.clone();
         let mark = |step| trace.iter().for_each(|trace| trace.mark(Track::Parent, step));
         mark("make the cgroup");
-        let cgroup = self.made.cgroup.insert(Cgroup::create(&self.plan.cgroup)?);
-        self.state.cgroup_paths = cgroup.paths().clone();
-        mark("set the device policy");
-        cgroup.set_devices(&self.plan.cgroup)?;
+        let cgroup = if init::makes_own_namespaces(&self.plan).is_some() {
+            self.made.cgroup.insert(Cgroup::begin(&self.plan.cgroup)?)
+        } else {
+            let cgroup = self.made.cgroup.insert(Cgroup::create(&self.plan.cgroup)?);
+            mark("set the device policy");
+            cgroup.set_devices(&self.plan.cgroup)?;
+            cgroup
+        };
         mark("clone the init");
         let gate = match self.gate {
             Gate::Fifo => Some(self.made.dir.make_gate()?),
@@ -415,6 +417,7 @@ impl Prepared {
             trace: self.trace.clone(),
             plan: self.plan,
         })?;
+        self.state.cgroup_paths = self.made.cgroup.as_ref().map(|cgroup| cgroup.paths().clone()).unwrap_or_default();
         mark("wait for the init");
         Ok(Box::new(Underway { birth, made: self.made, state: self.state, gate: self.gate, trace: self.trace }))
     }
@@ -528,6 +531,7 @@ impl Underway {
             let _ = born.process.wait();
             return Err(err);
         }
+        let pidfd = born.process.pidfd.try_clone().map_err(|e| Error::io("hold the init process", &e))?;
         self.made.keep = true;
         self.trace.iter().for_each(|trace| trace.end(Track::Parent));
         let cgroup = self.made.cgroup.take().expect("a create has a cgroup");
@@ -536,6 +540,7 @@ impl Underway {
             state: self.state,
             cgroup,
             gate: (self.gate == Gate::Socket).then_some(born.channel),
+            init: Some(pidfd),
         };
         Ok(Created { container, init: born.process, console: born.console })
     }
@@ -547,7 +552,7 @@ impl Container {
         let dir = Dir::at(root, id)?;
         let state = dir.load()?;
         let cgroup = Cgroup::open(&state.cgroup_paths)?;
-        Ok(Container { dir, state, cgroup, gate: None })
+        Ok(Container { dir, state, cgroup, gate: None, init: None })
     }
 
     /// All containers below `root`, by id; those that cannot be read are left out. An absent root is empty.
@@ -608,6 +613,9 @@ impl Container {
     }
 
     fn alive(&self) -> bool {
+        if let Some(init) = &self.init {
+            return !launch::has_exited(init.as_fd());
+        }
         let state = &self.state;
         proc_stat(state.init_process_pid).is_some_and(|stat| !stat.dead && stat.start == state.init_process_start)
     }
@@ -649,6 +657,10 @@ impl Container {
     /// A pidfd of the living init.
     fn init(&self) -> Result<OwnedFd> {
         let gone = || Error::new(Kind::NotFound, CONTAINER_NOT_RUNNING);
+        if let Some(init) = &self.init {
+            let own = init.try_clone().map_err(|e| Error::io("open the init process", &e))?;
+            return if self.alive() { Ok(own) } else { Err(gone()) };
+        }
         let fd = match pidfd_open(self.state.init_process_pid) {
             Err(Errno::ESRCH) => return Err(gone()),
             other => other.map_err(|errno| Error::sys("open the init process", errno))?,
@@ -705,8 +717,7 @@ impl Container {
             _ => {}
         }
         let below = (!request.cgroups.is_empty()).then(|| self.cgroup.below(&request.cgroups)).transpose()?;
-        let mut tree = request.tree;
-        let child = tree.as_mut().and_then(|tree| tree.whole.take());
+        let tree = request.tree;
         check_preserved(request.preserve_fds)?;
         let terminal = matches!(request.stdio, Stdio::Terminal);
         let mut plan = plan::process::plan("process", &request.process, terminal)?;
@@ -717,7 +728,8 @@ impl Container {
         exec::begin(exec::Begin {
             plan,
             filter: own.seccomp.as_ref(),
-            cgroup: below.as_ref().or(child.as_ref()).unwrap_or(&self.cgroup),
+            cgroup: below.as_ref().unwrap_or(&self.cgroup),
+            part: tree.as_ref().map(|tree| &tree.0),
             init: self.init()?,
             init_pid: self.state.init_process_pid,
             namespaces: own.namespaces,
@@ -734,9 +746,7 @@ impl Container {
 
     /// A cgroup of its own below the container's, for an exec process. None where it cannot be made.
     pub fn tree(&self, name: &str) -> Option<Tree> {
-        let whole = self.cgroup.child(name).ok()?;
-        let own = whole.own_part().ok()?;
-        Some(Tree { own, whole: Some(whole) })
+        self.cgroup.part(name).ok().map(Tree)
     }
 
     /// Signals the init, or every process of the cgroup.
@@ -819,7 +829,7 @@ impl Container {
 
     /// Removes the cgroup and the state directory, then runs the poststop hooks. The init must have exited, be
     /// waiting at the gate, or `force` kills it. The caller reaps the init if it is its child.
-    pub fn delete(self, force: bool) -> Result<()> {
+    pub fn delete(&self, force: bool) -> Result<()> {
         let status = self.status()?;
         match status {
             Status::Stopped => {}
@@ -849,6 +859,17 @@ impl Container {
             }
         }
         Ok(())
+    }
+
+    /// Deletes a stopped container where nothing takes time: no hooks, no systemd, no process left. False when something
+    /// would; [`Container::delete`] is due then.
+    pub fn delete_at_once(&self) -> Result<bool> {
+        let own = &self.state.skiff;
+        let slow = own.unit.is_some() || own.mounts_before.is_some() || own.hooks.poststop().is_some();
+        if slow || self.alive() || !self.cgroup.remove_if_empty() {
+            return Ok(false);
+        }
+        self.dir.remove().map(|()| true)
     }
 
     fn kill_and_wait(&self) -> Result<()> {
@@ -975,6 +996,10 @@ impl Pending for Starting {
         }
     }
 
+    fn until_closed(&self) -> bool {
+        self.running.is_none()
+    }
+
     fn deadline(&self) -> Option<Instant> {
         self.running.as_ref().and_then(Running::deadline)
     }
@@ -1017,6 +1042,10 @@ impl Pending for Execing {
 
     fn fd(&self) -> BorrowedFd<'_> {
         self.birth.fd()
+    }
+
+    fn until_closed(&self) -> bool {
+        self.birth.until_closed()
     }
 
     fn deadline(&self) -> Option<Instant> {

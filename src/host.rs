@@ -1,7 +1,8 @@
 //! Facts about this machine, read once. Does not live here: decisions made from them (plan).
 
 use std::collections::HashMap;
-use std::path::{Path, PathBuf};
+use std::io::Read;
+use std::path::PathBuf;
 
 use crate::{Error, Result};
 
@@ -31,7 +32,7 @@ const NO_CONTROLLERS: [&str; 7] = ["rw", "ro", "xattr", "noprefix", "clone_child
 impl Cgroups {
     /// Reads `/proc/self/mountinfo` and `/proc/self/cgroup`.
     pub fn read() -> Result<Cgroups> {
-        let read = |path: &str| std::fs::read_to_string(path).map_err(|e| Error::io(format!("read {path:?}"), &e));
+        let read = |path: &str| read_proc(path).map_err(|e| Error::io(format!("read {path:?}"), &e));
         Ok(parse(&read("/proc/self/mountinfo")?, &read("/proc/self/cgroup")?))
     }
 
@@ -39,6 +40,13 @@ impl Cgroups {
     pub fn pure_v2(&self) -> bool {
         self.v1.is_empty() && self.v2.is_some()
     }
+}
+
+/// Reads a file of /proc, whose size is not known beforehand, in few reads.
+fn read_proc(path: &str) -> std::io::Result<String> {
+    let mut text = String::with_capacity(16 << 10);
+    std::fs::File::open(path)?.read_to_string(&mut text)?;
+    Ok(text)
 }
 
 fn parse(mountinfo: &str, cgroup: &str) -> Cgroups {
@@ -58,10 +66,10 @@ fn parse(mountinfo: &str, cgroup: &str) -> Cgroups {
         let mut filesystem = filesystem.split(' ');
         let (fstype, options) = (filesystem.next().unwrap_or(""), filesystem.nth(1).unwrap_or(""));
         let Some(mountpoint) = mount.split(' ').nth(4) else { continue };
-        let mountpoint = PathBuf::from(unescape(mountpoint));
+        let place = || PathBuf::from(unescape(mountpoint));
         match fstype {
-            "cgroup2" if out.v2.is_none() || mountpoint == Path::new("/sys/fs/cgroup") => {
-                out.v2 = Some(Hierarchy { controllers: Vec::new(), mountpoint, own: own("") });
+            "cgroup2" if out.v2.is_none() || mountpoint == "/sys/fs/cgroup" => {
+                out.v2 = Some(Hierarchy { controllers: Vec::new(), mountpoint: place(), own: own("") });
             }
             "cgroup" => {
                 let controllers: Vec<String> = options
@@ -72,7 +80,7 @@ fn parse(mountinfo: &str, cgroup: &str) -> Cgroups {
                 let Some(first) = controllers.first() else { continue };
                 if out.v1.iter().all(|hierarchy| !hierarchy.controllers.contains(first)) {
                     let own = own(first);
-                    out.v1.push(Hierarchy { controllers, mountpoint, own });
+                    out.v1.push(Hierarchy { controllers, mountpoint: place(), own });
                 }
             }
             _ => {}
@@ -89,7 +97,7 @@ pub fn rootless() -> bool {
 
 /// Where something is mounted, in the order of the mounts' making.
 pub fn mount_points() -> Vec<PathBuf> {
-    let mountinfo = std::fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+    let mountinfo = read_proc("/proc/self/mountinfo").unwrap_or_default();
     mountinfo.lines().filter_map(|line| line.split(' ').nth(4)).map(|at| PathBuf::from(unescape(at))).collect()
 }
 
@@ -101,6 +109,7 @@ pub(crate) fn unescape(field: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::path::Path;
 
     #[test]
     fn a_hybrid_host_has_both() {

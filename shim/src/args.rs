@@ -7,8 +7,6 @@ use std::path::PathBuf;
 pub enum Action {
     /// Start or find the daemon of a container's group, print its address, become it.
     Start,
-    /// Serve on the socket that is descriptor 3: how `start` runs its daemon, as the Go shim does.
-    Serve,
     /// Clean up after a container.
     Delete,
     /// Describe the runtime.
@@ -80,9 +78,9 @@ impl Args {
             (_, _, Some("start")) => Action::Start,
             (_, _, Some("delete")) => Action::Delete,
             (_, _, Some(other)) => return Err(format!("unknown action {other:?}: start and delete are known")),
-            (_, _, None) => Action::Serve,
+            (_, _, None) => return Err("an action is missing: start and delete are known".into()),
         };
-        if matches!(args.action, Action::Start | Action::Delete | Action::Serve) {
+        if matches!(args.action, Action::Start | Action::Delete) {
             if args.namespace.is_empty() {
                 return Err("shim namespace cannot be empty: -namespace".into());
             }
@@ -114,7 +112,6 @@ mod tests {
         assert_eq!((args.action, args.bundle), (Action::Delete, Some("/b".into())));
         assert_eq!(parse("-info").unwrap().action, Action::Info);
         assert_eq!(parse("-v").unwrap().action, Action::Version);
-        assert_eq!(parse("-namespace n -id a").unwrap().action, Action::Serve);
         assert_eq!(parse("--id=x -namespace=n start").unwrap().id, "x");
     }
 
@@ -126,6 +123,7 @@ mod tests {
             ("-namespace n -id ../x start", "-id: invalid container ID format"),
             ("-namespace ../n -id x start", "-namespace: \"../n\""),
             ("-namespace n -id a serve", "unknown action \"serve\""),
+            ("-namespace n -id a", "an action is missing"),
             ("-x start", "flag provided but not defined: -x"),
             ("-id", "flag needs an argument: -id"),
         ] {

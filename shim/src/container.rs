@@ -599,6 +599,13 @@ impl Container {
     /// Delete has left, the next one removes.
     async fn remove(&self) -> Result<()> {
         let (home, id, bundle) = (self.home.clone(), self.id.clone(), self.bundle.clone());
+        let deleted = match &*self.inner.borrow() {
+            Some(inner) => inner.delete_at_once()?,
+            None => false,
+        };
+        if deleted && !home.mounted {
+            return Ok(());
+        }
         let chore = chore::start(move || {
             match Inner::load(&home.root, &id) {
                 Ok(inner) => inner.delete(true)?,

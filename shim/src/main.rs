@@ -40,7 +40,6 @@ fn main() -> ExitCode {
         }
         Action::Info => reply(info::reply),
         Action::Start => start::run(&args),
-        Action::Serve => start::serve(&args),
         Action::Delete => reply(|| delete::run(&args)),
     };
     match done {

@@ -202,8 +202,9 @@ pub async fn settle<P: Pending>(mut pending: P) -> Result<P::Output> {
         }
         // A duplicate: epoll forgets a descriptor when it is taken out, not when `pending` closes its own.
         let fd = pending.fd().try_clone_to_owned().map_err(|e| Error::io("watch a birth", &e))?;
-        let fd = watch_fd(fd, Interest::READABLE).map_err(|errno| Error::sys("watch a birth", errno))?;
-        let readable = async { fd.readable().await.map(drop) };
+        let interest = if pending.until_closed() { Interest::PRIORITY } else { Interest::READABLE };
+        let fd = watch_fd(fd, interest).map_err(|errno| Error::sys("watch a birth", errno))?;
+        let readable = async { fd.ready(interest).await.map(drop) };
         match pending.deadline() {
             Some(at) => {
                 let _ = tokio::time::timeout_at(at.into(), readable).await;

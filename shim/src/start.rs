@@ -1,6 +1,7 @@
 //! `start`: finds the daemon of a container's group or becomes it, and tells containerd its address.
 
 use std::io::Write;
+use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::fs::{DirBuilderExt, FileTypeExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
@@ -19,6 +20,8 @@ const MAX_SOCKET_PATH: usize = 107;
 
 /// Runs `start`. In the daemon it returns when that ends.
 pub fn run(args: &Args) -> Result<()> {
+    // Returns when there is no need for it, or no way: without the mount API it is no worse.
+    let _ = skiff::sys::exe::run_read_only();
     let bundle = std::env::current_dir().map_err(|e| Error::io("find the bundle", &e))?;
     let input = bootstrap::read(&args.id, &args.namespace)?;
     let options = options::parse(input.options.as_ref())?;
@@ -91,67 +94,32 @@ fn daemon(shim_cgroup: &str) -> Result<Side> {
         && let Err(err) = move_to_cgroup(*pid, shim_cgroup)
     {
         if let Side::Parent(_, pidfd) = &side {
-            let _ = skiff::sys::clone::pidfd_kill(std::os::fd::AsFd::as_fd(pidfd), libc::SIGKILL);
+            let _ = skiff::sys::clone::pidfd_kill(pidfd.as_fd(), libc::SIGKILL);
         }
         return Err(err);
     }
     Ok(side)
 }
 
-/// The descriptor of the daemon's listener, as the Go shim has it.
-const LISTENER: i32 = 3;
-const TTRPC_ADDRESS: &str = "TTRPC_ADDRESS";
-
-/// In the child: detaches from containerd, and runs the daemon from where no container can write to it.
-/// See the manual of the GNU C library, "Tunables".
-const TUNABLES: &str = "GLIBC_TUNABLES";
-
+/// In the child: detaches from containerd, and serves. It runs from where no container can write to it already.
 fn become_daemon(args: &Args, bundle: &Path, listener: UnixListener, ttrpc_address: &str) -> Result<()> {
+    // A program that was run by a descriptor is named after its number by older kernels.
+    let _ = nix::sys::prctl::set_name(c"containerd-shim");
     let _ = nix::unistd::setpgid(nix::unistd::Pid::from_raw(0), nix::unistd::Pid::from_raw(0));
     // containerd reads the reply until its last writer is gone.
     let null = std::fs::OpenOptions::new().read(true).write(true).open("/dev/null");
     let null = null.map_err(|e| Error::io("open \"/dev/null\"", &e))?;
     for number in 0..3 {
-        sys::place_fd(std::os::fd::AsFd::as_fd(&null), number).map_err(|errno| Error::sys("detach", errno))?;
+        sys::place_fd(null.as_fd(), number).map_err(|errno| Error::sys("detach", errno))?;
     }
     drop(null);
-    let fail = |errno| Error::sys("pass the listener on", errno);
-    let listener = std::os::fd::OwnedFd::from(listener);
-    if std::os::fd::AsRawFd::as_raw_fd(&listener) != LISTENER {
-        sys::place_number(std::os::fd::AsRawFd::as_raw_fd(&listener), LISTENER).map_err(fail)?;
-    }
-    sys::cloexec_from(LISTENER as u32 + 1).map_err(fail)?;
-    sys::set_cloexec(LISTENER, false).map_err(fail)?;
-    let program = std::env::args_os().next().unwrap_or_else(|| "containerd-shim-skiff-v2".into());
-    let mut line: Vec<std::ffi::OsString> = vec![program];
-    for (flag, value) in [("-namespace", &args.namespace), ("-id", &args.id), ("-address", &args.address)] {
-        line.extend([flag.into(), value.into()]);
-    }
-    if args.debug {
-        line.push("-debug".into());
-    }
+    sys::close_others(&mut [listener.as_raw_fd()]).map_err(|errno| Error::sys("detach", errno))?;
     let address = Some(ttrpc_address).filter(|address| !address.is_empty());
-    let mut variables: Vec<(&str, &str)> = address.iter().map(|address| (TTRPC_ADDRESS, *address)).collect();
-    if std::env::var_os(TUNABLES).is_none() {
-        // What glibc keeps for the next allocation of the same size keeps whole pages with it.
-        variables.push((TUNABLES, "glibc.malloc.tcache_count=0"));
-    }
-    // Returns when there is no need for it, or no way: without the mount API it is no worse.
-    let _ = skiff::sys::exe::run_read_only_as(line, &variables);
-    std::mem::forget(listener);
-    let listener = UnixListener::from(sys::take_fd(LISTENER).map_err(fail)?);
     serve::run(args, bundle, listener, address.map(str::to_string).or_else(events_address))
 }
 
 fn events_address() -> Option<String> {
-    std::env::var(TTRPC_ADDRESS).ok().filter(|address| !address.is_empty())
-}
-
-/// The daemon, with its listener as descriptor 3.
-pub fn serve(args: &Args) -> Result<()> {
-    let bundle = std::env::current_dir().map_err(|e| Error::io("find the bundle", &e))?;
-    let listener = sys::take_fd(LISTENER).map_err(|errno| Error::sys("take the listener (descriptor 3)", errno))?;
-    serve::run(args, &bundle, UnixListener::from(listener), events_address())
+    std::env::var("TTRPC_ADDRESS").ok().filter(|address| !address.is_empty())
 }
 
 /// One more than the parent's, so that the kernel takes shims before containerd.

@@ -23,22 +23,26 @@ pub struct Directory {
 const MAX_FILE: usize = 1 << 20;
 
 impl Directory {
-    /// Makes it with its parents; what it makes is added to `made`.
-    pub fn create(plan: &Dir, enable: bool, made: &mut Vec<PathBuf>) -> Result<Directory> {
-        let is_v2 = plan.controllers == [""];
+    /// Makes it with its parents; what it makes is added to `made`. One that is there already must be unused, unless
+    /// `shared`.
+    pub fn create(plan: &Dir, enable: bool, shared: bool, made: &mut Vec<PathBuf>) -> Result<Directory> {
+        let is_v2 = plan.is_v2();
         let mut at = plan.mountpoint.clone();
         let mut wanted = String::new();
         if is_v2 && enable {
             let controllers = fs::read_to_string(at.join("cgroup.controllers")).unwrap_or_default();
             wanted = controllers.split_whitespace().map(|name| format!("+{name} ")).collect();
         }
+        let mut new = false;
         for part in plan.path.components() {
             if !wanted.is_empty() {
                 enable_controllers(&at, wanted.trim_end());
             }
             let parent = at.clone();
             at.push(part);
-            match fs::create_dir(&at) {
+            let created = fs::create_dir(&at);
+            new = created.is_ok();
+            match created {
                 Ok(()) => {
                     made.push(at.clone());
                     if plan.controllers.iter().any(|controller| controller == "cpuset") {
@@ -49,7 +53,11 @@ impl Directory {
                 Err(err) => return Err(Error::io(format!("make cgroup {:?}", at.display().to_string()), &err)),
             }
         }
-        Ok(Directory::open(&at, plan.controllers.clone()))
+        let directory = Directory::open(&at, plan.controllers.clone());
+        if !new && !shared {
+            directory.check_unused()?;
+        }
+        Ok(directory)
     }
 
     /// An existing one; one that is gone has no files.
@@ -68,13 +76,18 @@ impl Directory {
         self.controllers == [""]
     }
 
+    /// The file by which a process enters alone: see [`super::Cgroup::doors`].
+    pub fn door(&self) -> &'static str {
+        door(self.is_v2())
+    }
+
     /// Its fd, if it is there.
     pub fn fd(&self) -> Option<BorrowedFd<'_>> {
         self.fd.as_ref().map(AsFd::as_fd)
     }
 
     /// A cgroup that is in use by others, or would stop its processes at once, is none for a new container.
-    pub fn check_unused(&self) -> Result<()> {
+    fn check_unused(&self) -> Result<()> {
         if self.path.parent().is_none_or(|parent| parent == Path::new("/")) {
             return Ok(());
         }
@@ -94,13 +107,7 @@ impl Directory {
 
     /// Writes to one of its files, in one write.
     pub fn write(&self, file: &str, value: &str) -> nix::Result<()> {
-        let fd = self.file(file, OFlag::O_WRONLY)?;
-        loop {
-            match nix::unistd::write(&fd, value.as_bytes()) {
-                Err(Errno::EINTR) => {}
-                other => return other.map(drop),
-            }
-        }
+        write(&self.file(file, OFlag::O_WRONLY)?, value)
     }
 
     /// Reads one of its files; None when it is not there.
@@ -169,6 +176,21 @@ impl Directory {
             child.remove()?;
         }
         rmdir(&self.path)
+    }
+}
+
+/// The file of a directory, of v2 or v1, that a process writes `0` to in order to enter.
+pub fn door(v2: bool) -> &'static str {
+    if v2 { "cgroup.procs" } else { "tasks" }
+}
+
+/// Writes to a file of a cgroup, in one write.
+pub fn write(file: &OwnedFd, value: &str) -> nix::Result<()> {
+    loop {
+        match nix::unistd::write(file, value.as_bytes()) {
+            Err(Errno::EINTR) => {}
+            other => return other.map(drop),
+        }
     }
 }
 

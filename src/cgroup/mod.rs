@@ -19,6 +19,7 @@ use nix::sys::stat::Mode;
 use crate::plan::cgroup::{CgroupPlan, Write};
 use crate::{Error, Kind, Result};
 use dir::Directory;
+pub use dir::door;
 pub use oom::OomWatch;
 pub use stats::Stats;
 
@@ -38,22 +39,34 @@ impl Cgroup {
     /// Makes the directories. A cgroup that exists and has processes, or is frozen, is refused. On an error nothing that it made stays.
     pub fn create(plan: &CgroupPlan) -> Result<Cgroup> {
         let mut out = Cgroup { rootless: plan.rootless, paths: BTreeMap::new(), dirs: Vec::new() };
+        out.make(plan, |_| true)?;
+        Ok(out)
+    }
+
+    /// Makes what a process is born into where that is one of several directories: [`Cgroup::complete`] makes the rest.
+    pub fn begin(plan: &CgroupPlan) -> Result<Cgroup> {
+        let mut out = Cgroup { rootless: plan.rootless, paths: BTreeMap::new(), dirs: Vec::new() };
+        out.make(plan, crate::plan::cgroup::Dir::is_v2)?;
+        Ok(out)
+    }
+
+    /// Makes the directories that [`Cgroup::begin`] has left out.
+    pub fn complete(&mut self, plan: &CgroupPlan) -> Result<()> {
+        self.make(plan, |dir| !dir.is_v2())
+    }
+
+    fn make(&mut self, plan: &CgroupPlan, which: impl Fn(&crate::plan::cgroup::Dir) -> bool) -> Result<()> {
         let mut undo: Vec<PathBuf> = Vec::new();
-        let pure_v2 = plan.dirs.iter().all(|dir| dir.controllers == [""]);
-        for dir in &plan.dirs {
-            let made = Directory::create(dir, pure_v2, &mut undo).and_then(|directory| {
-                // A unit of systemd is new, and has a process that keeps it until the init is there.
-                if plan.scope.is_none() {
-                    directory.check_unused()?;
-                }
-                Ok(directory)
-            });
-            match made {
+        let pure_v2 = plan.dirs.iter().all(crate::plan::cgroup::Dir::is_v2);
+        // A unit of systemd is new, and has a process that keeps it until the init is there.
+        let shared = plan.scope.is_some();
+        for dir in plan.dirs.iter().filter(|dir| which(dir)) {
+            match Directory::create(dir, pure_v2, shared, &mut undo) {
                 Ok(directory) => {
                     for controller in &dir.controllers {
-                        out.paths.insert(controller.clone(), directory.path().to_path_buf());
+                        self.paths.insert(controller.clone(), directory.path().to_path_buf());
                     }
-                    out.dirs.push(directory);
+                    self.dirs.push(directory);
                 }
                 Err(err) if plan.rootless && refused(err.errno()) => {
                     if plan.writes.iter().any(|write| dir.controllers.contains(&write.controller)) {
@@ -69,7 +82,7 @@ impl Cgroup {
                 }
             }
         }
-        Ok(out)
+        Ok(())
     }
 
     /// An existing one, by what [`Cgroup::paths`] said (state.json `cgroup_paths`).
@@ -138,9 +151,16 @@ impl Cgroup {
     /// that the whole machine waits for, and no RCU grace period, unlike a process that is moved by another
     /// (kernel/cgroup/cgroup.c, cgroup_procs_write_start). `born`: the process is in the v2 directory already.
     pub fn doors(&self, born: bool) -> Result<Vec<OwnedFd>> {
+        self.doors_but(None, born)
+    }
+
+    /// The same, where the directories of `part`, a [`Cgroup::part`], stand for this one's.
+    pub fn doors_but(&self, part: Option<&Cgroup>, born: bool) -> Result<Vec<OwnedFd>> {
         let mut out = Vec::new();
         for dir in self.dirs.iter().filter(|dir| !(born && dir.is_v2())) {
-            let file = if dir.is_v2() { "cgroup.procs" } else { "tasks" };
+            let instead = part.into_iter().flat_map(|part| &part.dirs).find(|one| one.controllers == dir.controllers);
+            let dir = instead.unwrap_or(dir);
+            let file = dir.door();
             match dir.open_file(file, OFlag::O_WRONLY) {
                 Err(errno) if self.rootless && refused(Some(errno)) => {}
                 Err(errno) => {
@@ -250,10 +270,17 @@ impl Cgroup {
 
     fn apply_devices(&self, rules: &[crate::plan::cgroup::Rule]) -> Result<()> {
         if let Some(dir) = self.controller("devices") {
+            let mut opened: Option<(&str, OwnedFd)> = None;
             for (file, line) in devices::lines(rules) {
-                dir.write(file, &line).map_err(|errno| {
+                let fail = |errno| {
                     Error::sys(format!("linux.resources.devices: write {line:?} to {:?}", dir.path().join(file)), errno)
-                })?;
+                };
+                let fd = match opened.take_if(|(name, _)| *name == file) {
+                    Some((_, fd)) => fd,
+                    None => dir.open_file(file, OFlag::O_WRONLY).map_err(fail)?,
+                };
+                dir::write(&fd, &line).map_err(fail)?;
+                opened = Some((file, fd));
             }
         } else if let Some(fd) = self.clone_fd().filter(|_| self.is_v2()) {
             let cgroup = dir::reopen(fd).map_err(|errno| Error::sys("open the cgroup", errno))?;
@@ -383,23 +410,13 @@ impl Cgroup {
 
     /// A new cgroup below this one, for a process tree that is to be killed as a whole. It has no limits of its own; on
     /// v1 it is one directory, in the hierarchy that [`Cgroup::pids`] looks at.
-    pub fn child(&self, name: &str) -> Result<Cgroup> {
+    pub fn part(&self, name: &str) -> Result<Cgroup> {
         let Some(dir) = self.any() else { return Err(Error::new(Kind::Unsupported, "no cgroup")) };
         let path = dir.path().join(name);
         std::fs::create_dir(&path).map_err(|e| Error::io(format!("make cgroup {path:?}"), &e))?;
-        let mut paths = self.paths.clone();
-        for (controller, at) in &mut paths {
-            if dir.controllers.contains(controller) {
-                at.clone_from(&path);
-            }
-        }
-        Cgroup::open(&paths)
-    }
-
-    /// The part of a [`Cgroup::child`] that is its own: to kill and remove it without its parent.
-    pub fn own_part(&self) -> Result<Cgroup> {
-        let paths = self.any().map(|dir| dir.controllers.iter().map(|name| (name.clone(), dir.path().to_path_buf())));
-        Cgroup::open(&paths.into_iter().flatten().collect())
+        let paths = dir.controllers.iter().map(|controller| (controller.clone(), path.clone())).collect();
+        let directory = Directory::open(&path, dir.controllers.clone());
+        Ok(Cgroup { rootless: self.rootless, paths, dirs: vec![directory] })
     }
 
     /// Removes it if it has no processes; one that has them stays.

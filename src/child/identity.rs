@@ -31,6 +31,32 @@ pub struct Ready {
     pub home: Option<CString>,
 }
 
+/// How a process comes into its cgroup: it writes `0` to these files.
+#[derive(Debug)]
+pub enum Doors {
+    /// They are open.
+    Open(Vec<OwnedFd>),
+    /// They are there when the parent says so.
+    Later(Vec<CString>),
+}
+
+impl Doors {
+    /// Opens those that were not there yet.
+    pub fn open(&mut self) -> Result<&[OwnedFd], Failure> {
+        if let Doors::Later(paths) = self {
+            let flags = OFlag::O_WRONLY | OFlag::O_CLOEXEC | OFlag::O_NOFOLLOW;
+            let open = |(at, path): (usize, &CString)| {
+                nix::fcntl::open(path.as_c_str(), flags, Mode::empty()).at_item(Step::Cgroup, at)
+            };
+            *self = Doors::Open(paths.iter().enumerate().map(open).collect::<Result<_, _>>()?);
+        }
+        match self {
+            Doors::Open(doors) => Ok(doors),
+            Doors::Later(_) => Ok(&[]),
+        }
+    }
+}
+
 /// What is to be done while the process is still the runtime's: enters its cgroup, leaves the caller's processors, and
 /// sets its score while it may still lower it. `lenient`: what is not allowed is no failure.
 pub fn settle(doors: &[OwnedFd], score: Option<i32>, lenient: bool) -> Result<(), Failure> {

@@ -10,7 +10,7 @@ use nix::fcntl::OFlag;
 use nix::sys::stat::{Mode, SFlag, umask};
 use oci_spec::runtime::{Hook, LinuxNamespaceType as Kind};
 
-use super::identity::Limits;
+use super::identity::{Doors, Limits};
 use super::report::{self, At, Failure, Record, Report, Step};
 use super::rootfs::{self, Surroundings};
 use super::{console, identity};
@@ -36,8 +36,10 @@ pub struct Init<'a> {
     pub second_clone: Option<u64>,
     /// Sources of bind mounts that the parent has opened, by place in the plan.
     pub sources: Vec<Option<OwnedFd>>,
+    /// CLONE_NEW* that the child makes while the parent makes the cgroup.
+    pub unshare: Option<u64>,
     /// Files to enter the cgroup by.
-    pub doors: Vec<OwnedFd>,
+    pub doors: Doors,
     /// The parent has something to do first: it says when it is done.
     pub wait_for_parent: bool,
     /// The container's cgroup directories.
@@ -106,12 +108,18 @@ fn birth(init: &mut Init<'_>, report: Report) -> Result<(), (Failure, Report)> {
     Err((failed, report))
 }
 
-fn create(init: &Init<'_>, report: &Report) -> Result<identity::Ready, Failure> {
+fn create(init: &mut Init<'_>, report: &Report) -> Result<identity::Ready, Failure> {
     let plan = init.plan;
+    if let Some(flags) = init.unshare {
+        init.mark("namespaces of its own");
+        clone::unshare(flags).at(Step::Namespaces)?;
+        report.wait().at(Step::Parent)?;
+    }
     init.mark("cgroup");
     // In a user namespace of its own it may not lower its score: the parent does it.
     let score = plan.process.oom_score_adj.filter(|_| !plan.namespaces.makes(Kind::User));
-    identity::settle(&init.doors, score, plan.rootless)?;
+    identity::settle(init.doors.open()?, score, plan.rootless)?;
+    let init = &*init;
     if init.wait_for_parent {
         report.wait().at(Step::Parent)?;
     }

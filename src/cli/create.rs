@@ -55,7 +55,7 @@ pub struct Create {
 impl Create {
     pub fn run(self, globals: &Globals) -> Result<i32> {
         protect_program();
-        let created = self.bundle.create(globals, self.id, self.bundle.console_socket.is_some(), true)?;
+        let created = self.bundle.create(globals, self.id, (self.bundle.console_socket.is_some(), true), Gate::Fifo)?;
         // The init lives on without this process; a handle that is dropped leaves it alone.
         self.bundle.finish(created).map(|_| 0)
     }
@@ -105,8 +105,14 @@ impl Bundle {
         Ok(spec)
     }
 
-    /// What is asked of the library. `has_socket`: a console socket takes the terminal.
-    pub fn request(&self, globals: &Globals, id: String, has_socket: bool, detach: bool) -> Result<(Request, Spec)> {
+    /// What is asked of the library. `has_socket`: a console socket takes the terminal. `gate`: who starts it.
+    pub fn request(
+        &self,
+        globals: &Globals,
+        id: String,
+        (has_socket, detach): (bool, bool),
+        gate: Gate,
+    ) -> Result<(Request, Spec)> {
         let mut spec = self.spec()?;
         let trace = self.trace.is_some().then(Trace::new).transpose()?;
         let notify = super::notify::wanted().is_some();
@@ -121,7 +127,7 @@ impl Bundle {
             config: self.config.clone(),
             root: globals.root.clone(),
             stdio: if terminal { Stdio::Terminal } else { Stdio::Inherit },
-            gate: Gate::Fifo,
+            gate,
             systemd_cgroup: globals.systemd_cgroup,
             no_pivot: self.no_pivot,
             no_new_keyring: self.no_new_keyring,
@@ -137,8 +143,8 @@ impl Bundle {
     }
 
     /// Creates the container.
-    pub fn create(&self, globals: &Globals, id: String, has_socket: bool, detach: bool) -> Result<Created> {
-        let (request, spec) = self.request(globals, id, has_socket, detach)?;
+    pub fn create(&self, globals: &Globals, id: String, how: (bool, bool), gate: Gate) -> Result<Created> {
+        let (request, spec) = self.request(globals, id, how, gate)?;
         let trace = request.trace.clone();
         let created = create(request, &spec).and_then(block_on);
         // A create that failed has a timeline too.

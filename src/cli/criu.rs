@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use clap::Args;
-use skiff::container::restore;
+use skiff::container::{Gate, restore};
 use skiff::criu::Options;
 use skiff::launch::block_on;
 use skiff::{Error, Kind, Result};
@@ -166,12 +166,12 @@ impl Restore {
         };
         let has_socket = self.bundle.console_socket.is_some();
         if self.detach {
-            let (request, spec) = self.bundle.request(globals, self.id, has_socket, true)?;
+            let (request, spec) = self.bundle.request(globals, self.id, (has_socket, true), Gate::Fifo)?;
             let restored = restore(request, &spec, options).and_then(block_on)?;
             return self.bundle.finish(restored).map(|_| 0);
         }
         run::attended(&self.bundle, !self.no_subreaper, (false, false), || {
-            let (request, spec) = self.bundle.request(globals, self.id.clone(), false, false)?;
+            let (request, spec) = self.bundle.request(globals, self.id.clone(), (false, false), Gate::Fifo)?;
             restore(request, &spec, options.clone()).and_then(block_on)
         })
     }

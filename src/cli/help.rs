@@ -1,9 +1,9 @@
 //! Help and version texts, in the layout that runc's callers read.
 
-use clap::{Command, CommandFactory};
+use clap::Command;
 use skiff::{Error, Kind, Result};
 
-use super::Cli;
+use super::whole_line;
 
 /// `--version`: go-runc reads these lines by their first words.
 pub fn version(program: &str) -> String {
@@ -26,7 +26,7 @@ pub fn main(program: &str) -> String {
          USAGE:\n   {program} [global options] command [command options] [arguments...]\n\nVERSION:\n   {}\n\nCOMMANDS:\n",
         version(program).trim_end().trim_start_matches(&format!("{program} version "))
     );
-    for command in Cli::command().get_subcommands() {
+    for command in whole_line().get_subcommands() {
         let about = command.get_about().map(ToString::to_string).unwrap_or_default();
         let name = if command.get_name() == "help" { "help, h" } else { command.get_name() };
         out += &format!("   {name:<11} {about}\n");
@@ -53,7 +53,7 @@ pub fn topic(program: &str, topic: Option<&str>) -> Result<i32> {
         print!("{}", main(program));
         return Ok(0);
     };
-    match Cli::command().find_subcommand(topic) {
+    match whole_line().find_subcommand(topic) {
         Some(command) => {
             print!("{}", one(program, command));
             Ok(0)
@@ -83,8 +83,8 @@ fn one(program: &str, command: &Command) -> String {
 /// A command line that cannot be read; or `--help` of a command, which is one to clap.
 pub fn usage_error(program: &str, err: &clap::Error) -> i32 {
     use clap::error::ErrorKind;
-    let name = std::env::args().find(|word| Cli::command().find_subcommand(word).is_some());
-    let root = Cli::command();
+    let name = std::env::args().find(|word| whole_line().find_subcommand(word).is_some());
+    let root = whole_line();
     let command = name.as_deref().and_then(|name| root.find_subcommand(name));
     let asked = std::env::args().any(|word| word == "--help" || word == "-h");
     if asked && err.kind() == ErrorKind::UnknownArgument {

@@ -15,9 +15,10 @@ mod spec;
 mod tty;
 mod update;
 
+use std::ffi::OsString;
 use std::path::PathBuf;
 
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, FromArgMatches, Subcommand};
 use skiff::container::Container;
 use skiff::launch::block_on;
 use skiff::{Error, Kind, Result};
@@ -25,9 +26,9 @@ use skiff::{Error, Kind, Result};
 /// Exit code of `exec` when the process could not be run.
 const EXEC_FAILED: i32 = 255;
 
-#[derive(Debug, Parser)]
-#[command(disable_help_flag = true, disable_version_flag = true, disable_help_subcommand = true)]
-struct Cli {
+/// The flags before the command.
+#[derive(Debug, Args)]
+struct Flags {
     #[arg(long)]
     debug: bool,
     #[arg(long)]
@@ -49,12 +50,9 @@ struct Cli {
     help: bool,
     #[arg(short, long)]
     version: bool,
-    #[command(subcommand)]
-    command: Option<Command>,
 }
 
 #[derive(Debug, Subcommand)]
-#[command(disable_help_subcommand = true)]
 enum Command {
     /// create a container
     Create(create::Create),
@@ -121,18 +119,59 @@ impl Globals {
     }
 }
 
+/// The command line without its commands.
+fn line() -> clap::Command {
+    let line = clap::Command::new("skiff").disable_help_flag(true).disable_version_flag(true);
+    Flags::augment_args(line.disable_help_subcommand(true))
+}
+
+/// The whole command line.
+fn whole_line() -> clap::Command {
+    Command::augment_subcommands(line())
+}
+
+/// The command line with only the command that is named first, where that is one that is run often: to describe all
+/// flags of all commands takes longer than many a command.
+fn short_line(words: &[OsString]) -> Option<clap::Command> {
+    let named = |name| clap::Command::new(name);
+    let command = words.iter().skip(1).find_map(|word| {
+        Some(match word.to_str()? {
+            "create" => create::Create::augment_args(named("create")),
+            "start" => Id::augment_args(named("start")),
+            "run" => run::Run::augment_args(named("run")),
+            "exec" => exec::Exec::augment_args(named("exec")),
+            "kill" => kill::Kill::augment_args(named("kill")),
+            "delete" => kill::Delete::augment_args(named("delete")),
+            "state" => Id::augment_args(named("state")),
+            _ => return None,
+        })
+    })?;
+    Some(line().subcommand(command))
+}
+
+fn parse() -> std::result::Result<(Flags, Option<Command>), clap::Error> {
+    let words: Vec<OsString> = std::env::args_os().collect();
+    let short = short_line(&words).and_then(|line| line.try_get_matches_from(&words).ok());
+    let matches = match short {
+        Some(matches) => matches,
+        None => whole_line().try_get_matches_from(&words)?,
+    };
+    let command = matches.subcommand().is_some().then(|| Command::from_arg_matches(&matches)).transpose()?;
+    Ok((Flags::from_arg_matches(&matches)?, command))
+}
+
 /// Runs the command line; the exit code.
 pub fn run() -> i32 {
     let program = program();
-    let cli = match Cli::try_parse() {
-        Ok(cli) => cli,
+    let (cli, command) = match parse() {
+        Ok(parsed) => parsed,
         Err(err) => return help::usage_error(&program, &err),
     };
     if cli.version {
         print!("{}", help::version(&program));
         return 0;
     }
-    let Some(command) = cli.command.filter(|_| !cli.help) else {
+    let Some(command) = command.filter(|_| !cli.help) else {
         print!("{}", help::main(&program));
         return 0;
     };

@@ -1,7 +1,7 @@
 //! `run`: create, start, and stay with the container until it ends.
 
 use clap::Args;
-use skiff::container::Created;
+use skiff::container::{Created, Gate};
 use skiff::launch::{Process, block_on};
 use skiff::{Error, Result};
 
@@ -78,12 +78,13 @@ impl Run {
         if self.detach {
             return self.detached(globals);
         }
-        let make = || self.bundle.create(globals, self.id.clone(), false, false);
+        let make = || self.bundle.create(globals, self.id.clone(), (false, false), Gate::Socket);
         attended(&self.bundle, !self.no_subreaper, (true, self.keep), make)
     }
 
     fn detached(self, globals: &Globals) -> Result<i32> {
-        let created = self.bundle.create(globals, self.id, self.bundle.console_socket.is_some(), true)?;
+        let created =
+            self.bundle.create(globals, self.id, (self.bundle.console_socket.is_some(), true), Gate::Socket)?;
         let created = self.bundle.finish(created)?;
         let (mut container, init) = (created.container, created.init);
         let relay = Relay::bind(&container);

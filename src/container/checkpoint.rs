@@ -529,7 +529,8 @@ impl Underway {
         let made = &mut self.prepared.made;
         let cgroup = made.cgroup.take().expect("a restore has a cgroup");
         made.keep = true;
-        let container = Container { dir: made.dir.clone(), state: self.prepared.state.clone(), cgroup, gate: None };
+        let container =
+            Container { dir: made.dir.clone(), state: self.prepared.state.clone(), cgroup, gate: None, init: None };
         Ok(Created { container, init: self.init.take().ok_or_else(lost)?, console: self.console.take() })
     }
 }

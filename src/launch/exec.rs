@@ -24,6 +24,8 @@ pub struct Begin<'a> {
     pub filter: Option<&'a Filter>,
     /// Where it goes.
     pub cgroup: &'a Cgroup,
+    /// A part of that to go to instead.
+    pub part: Option<&'a Cgroup>,
     /// The container's init.
     pub init: OwnedFd,
     /// Its pid.
@@ -50,11 +52,12 @@ pub struct Birth {
     listener: Option<Listener>,
     state: serde_json::Map<String, serde_json::Value>,
     init_pid: i32,
+    by_second_clone: bool,
 }
 
 /// Clones the process.
 pub fn begin(begin: Begin<'_>) -> Result<Birth> {
-    let Begin { plan, filter, cgroup, init, init_pid, namespaces, stdio, preserve_fds, keyring, state } = begin;
+    let Begin { plan, filter, cgroup, part, init, init_pid, namespaces, stdio, preserve_fds, keyring, state } = begin;
     let stopped = |errno: Errno, what: &str| match errno {
         Errno::ESRCH => Error::new(Kind::FailedPrecondition, "cannot exec in a stopped container"),
         errno => Error::sys(what, errno),
@@ -62,7 +65,8 @@ pub fn begin(begin: Begin<'_>) -> Result<Birth> {
     let pid_namespace = libc::CLONE_NEWPID as u64;
     let in_user_namespace = namespaces & libc::CLONE_NEWUSER as u64 != 0;
     // A process with processors of its own before it enters the cgroup cannot be born there.
-    let into = if plan.affinity.initial.is_some() { None } else { cgroup.clone_fd() };
+    let into =
+        if plan.affinity.initial.is_some() { None } else { part.and_then(Cgroup::clone_fd).or(cgroup.clone_fd()) };
     let (channel, child_end) = Channel::pair()?;
     // Only root may point at a pid namespace that belongs to another user namespace.
     let by_second_clone = in_user_namespace && namespaces & pid_namespace != 0 && !nix::unistd::geteuid().is_root();
@@ -76,7 +80,7 @@ pub fn begin(begin: Begin<'_>) -> Result<Birth> {
         preserve_fds,
         keyring,
         report: child_end,
-        doors: cgroup.doors(into.is_some())?,
+        doors: cgroup.doors_but(part, into.is_some())?,
         lenient: crate::host::rootless(),
         wait_for_parent: limits_by_parent,
         process: &plan,
@@ -91,7 +95,7 @@ pub fn begin(begin: Begin<'_>) -> Result<Birth> {
     let cloned = match clone::clone3(0, into) {
         // The container has made cgroups of its own below, and its init lives in one of them.
         Err(Errno::EBUSY | Errno::EOPNOTSUPP | Errno::ENOENT) if into.is_some() => {
-            child.doors = cgroup.doors(true)?;
+            child.doors = cgroup.doors_but(part, true)?;
             let moved = crate::cgroup::of_process(init_pid);
             moved.and_then(|dir| clone::clone3(0, Some(dir.as_fd())))
         }
@@ -120,7 +124,8 @@ pub fn begin(begin: Begin<'_>) -> Result<Birth> {
     drop(child);
     let restored = aim.done();
     let listener = filter.and_then(|f| f.listener.clone());
-    let birth = Birth { plan, process: Some(process?), channel, console: None, listener, state, init_pid };
+    let birth =
+        Birth { plan, process: Some(process?), channel, console: None, listener, state, init_pid, by_second_clone };
     restored.map_err(|errno| Error::sys("return to the runtime's pid namespace", errno))?;
     if wait_for_parent {
         let pid = birth.pid();
@@ -141,6 +146,11 @@ impl Birth {
     /// Readable when `advance` can do something.
     pub fn fd(&self) -> BorrowedFd<'_> {
         self.channel.fd()
+    }
+
+    /// It asks for nothing on its way.
+    pub fn until_closed(&self) -> bool {
+        !self.plan.terminal && self.listener.is_none() && !self.by_second_clone
     }
 
     /// Does what can be done without blocking.

@@ -1,8 +1,9 @@
 //! The parent's side of an init's birth.
 
 use std::collections::VecDeque;
-use std::ffi::CStr;
+use std::ffi::{CStr, CString};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStringExt;
 use std::time::Instant;
 
 use nix::errno::Errno;
@@ -14,15 +15,16 @@ use super::seccomp::Filter;
 use super::{
     Aim, Channel, Message, Process, adopted, describe, idmap, listener, net_devices, set_oom_score, write_proc,
 };
-use crate::cgroup::Cgroup;
 use crate::cgroup::systemd::Unit;
+use crate::cgroup::{self, Cgroup};
+use crate::child::identity::Doors;
 use crate::child::init::{self, Init};
 use crate::child::report::Record;
 use crate::child::rootfs::open_source;
 use crate::hooks::{self, Running};
-use crate::plan::Plan;
 use crate::plan::rootfs::{MountKind, MountPlan};
 use crate::plan::seccomp::Listener;
+use crate::plan::{self, Plan};
 use crate::sys::clone::{self, Side};
 use crate::sys::mount::{MountAttr, setattr};
 use crate::sys::process as sys;
@@ -36,8 +38,8 @@ pub struct Begin<'a> {
     pub plan: Plan,
     /// The compiled seccomp filter.
     pub filter: Option<&'a Filter>,
-    /// The container's cgroup, without its limits yet.
-    pub cgroup: &'a Cgroup,
+    /// The container's cgroup, without its limits yet; only begun where that is enough (see [`makes_own_namespaces`]).
+    pub cgroup: &'a mut Cgroup,
     /// Standard streams; None keeps the caller's.
     pub stdio: Option<[OwnedFd; 3]>,
     /// Descriptors 3..3+n stay open.
@@ -80,6 +82,26 @@ pub struct Born {
     pub plan: Plan,
 }
 
+/// CLONE_NEW* that the init makes itself while its parent makes the directories of cgroup v1. A network namespace takes the
+/// kernel as long as all of these together. Not where the parent has to do something with these namespaces first.
+pub fn makes_own_namespaces(plan: &Plan) -> Option<u64> {
+    let ns = &plan.namespaces;
+    let alone = !ns.has(Kind::User) && plan.net_devices.is_empty() && !plan.rootless && plan.cgroup.scope.is_none();
+    let v1 = plan.cgroup.dirs.iter().any(|dir| !dir.is_v2());
+    let own = [Kind::Mount, Kind::Uts, Kind::Ipc, Kind::Network];
+    (alone && v1 && ns.makes(Kind::Network))
+        .then(|| own.into_iter().filter(|kind| ns.makes(*kind)).fold(0, |flags, kind| flags | kind as u64))
+}
+
+fn later_doors(plan: &Plan) -> Result<Vec<CString>> {
+    let v1 = plan.cgroup.dirs.iter().filter(|dir| !dir.is_v2());
+    v1.map(|dir| {
+        let door = dir.absolute().join(cgroup::door(false));
+        plan::cstring("linux.cgroupsPath", door.into_os_string().into_vec())
+    })
+    .collect()
+}
+
 /// Clones the init and lets it begin.
 pub fn begin(begin: Begin<'_>) -> Result<Birth> {
     let Begin { plan, filter, cgroup, stdio, preserve_fds, gate, state, trace } = begin;
@@ -104,7 +126,8 @@ pub fn begin(begin: Begin<'_>) -> Result<Birth> {
     let user = ns.makes(Kind::User);
     let late_user = (ns.makes(Kind::User) && !joins.is_empty()) || ns.joined(Kind::User).is_some();
     let second_clone = late_user.then_some(flags & !(Kind::User as u64));
-    let first_flags = if late_user { 0 } else { flags };
+    let unshare = makes_own_namespaces(&plan);
+    let first_flags = if late_user { 0 } else { flags & !unshare.unwrap_or(0) };
     let (channel, child_end) = Channel::pair()?;
     let joined_user = joins.iter().find(|(kind, ..)| *kind == Kind::User as u64).map(|(.., fd)| fd);
     let sources = sources(&plan, joined_user)?;
@@ -122,9 +145,13 @@ pub fn begin(begin: Begin<'_>) -> Result<Birth> {
         joins,
         second_clone,
         sources,
-        doors: cgroup.doors(true)?,
+        unshare,
+        doors: match unshare {
+            Some(_) => Doors::Later(later_doors(&plan)?),
+            None => Doors::Open(cgroup.doors(true)?),
+        },
         wait_for_parent: user || !plan.net_devices.is_empty(),
-        cgroups: cgroup.paths().clone(),
+        cgroups: if unshare.is_some() { plan.cgroup.paths() } else { cgroup.paths().clone() },
         stdio,
         preserve_fds,
         report: Some(child_end),
@@ -143,7 +170,15 @@ pub fn begin(begin: Begin<'_>) -> Result<Birth> {
     let side = match clone::clone3(first_flags, into) {
         // The cgroup cannot take a process by birth (a threaded one, an older kernel): it walks in.
         Err(Errno::EBUSY | Errno::EOPNOTSUPP | Errno::E2BIG) if into.is_some() => {
-            init.doors = cgroup.doors(false)?;
+            match &mut init.doors {
+                Doors::Open(doors) => *doors = cgroup.doors(false)?,
+                Doors::Later(paths) => {
+                    for dir in plan.cgroup.dirs.iter().filter(|dir| dir.is_v2()) {
+                        let door = dir.absolute().join(cgroup::door(true));
+                        paths.push(plan::cstring("linux.cgroupsPath", door.into_os_string().into_vec())?);
+                    }
+                }
+            }
             clone::clone3(first_flags, None)
         }
         Err(Errno::EACCES) if into.is_some() && plan.rootless => {
@@ -189,6 +224,11 @@ pub fn begin(begin: Begin<'_>) -> Result<Birth> {
     }
     if !late_user {
         birth.move_net_devices()?;
+    }
+    if unshare.is_some() {
+        cgroup.complete(&birth.plan.cgroup)?;
+        cgroup.set_devices(&birth.plan.cgroup)?;
+        birth.channel.go()?;
     }
     if wait_for_parent {
         birth.channel.go()?;

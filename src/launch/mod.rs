@@ -32,6 +32,10 @@ pub trait Pending {
     type Output;
     /// Readable when `advance` can do something.
     fn fd(&self) -> BorrowedFd<'_>;
+    /// Nothing is of interest before the other end of `fd()` is closed: who waits need not wake up earlier.
+    fn until_closed(&self) -> bool {
+        false
+    }
     /// When to call `advance` at the latest.
     fn deadline(&self) -> Option<Instant>;
     /// Does what can be done without blocking; `None` when it has to wait again. After an error everything it had
@@ -45,12 +49,17 @@ pub fn block_on<P: Pending>(mut pending: P) -> Result<P::Output> {
         if let Some(output) = pending.advance()? {
             return Ok(output);
         }
-        wait_readable(pending.fd(), pending.deadline())?;
+        let events = if pending.until_closed() { PollFlags::empty() } else { PollFlags::POLLIN };
+        wait_for(pending.fd(), events, pending.deadline())?;
     }
 }
 
 /// Waits until `fd` is readable (or its other end is closed) or the deadline has passed.
 pub fn wait_readable(fd: BorrowedFd<'_>, deadline: Option<Instant>) -> Result<()> {
+    wait_for(fd, PollFlags::POLLIN, deadline)
+}
+
+fn wait_for(fd: BorrowedFd<'_>, events: PollFlags, deadline: Option<Instant>) -> Result<()> {
     let timeout = match deadline {
         Some(at) => {
             let left = at.saturating_duration_since(Instant::now()).as_millis().saturating_add(1);
@@ -58,10 +67,15 @@ pub fn wait_readable(fd: BorrowedFd<'_>, deadline: Option<Instant>) -> Result<()
         }
         None => PollTimeout::NONE,
     };
-    match poll(&mut [PollFd::new(fd, PollFlags::POLLIN)], timeout) {
+    match poll(&mut [PollFd::new(fd, events)], timeout) {
         Ok(_) | Err(Errno::EINTR) => Ok(()),
         Err(errno) => Err(Error::sys("poll", errno)),
     }
+}
+
+/// True when the process of a pidfd has exited, reaped or not.
+pub fn has_exited(pidfd: BorrowedFd<'_>) -> bool {
+    poll(&mut [PollFd::new(pidfd, PollFlags::POLLIN)], PollTimeout::ZERO).is_ok_and(|ready| ready > 0)
 }
 
 /// A live child of this process. Its exit is collected with [`Process::try_wait`].

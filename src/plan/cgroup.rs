@@ -1,5 +1,6 @@
 //! `linux.resources` and `linux.cgroupsPath` as directories, file writes and device rules. Does not live here: making them (cgroup).
 
+use std::collections::BTreeMap;
 use std::path::{Component, Path, PathBuf};
 
 use oci_spec::runtime::{LinuxDeviceCgroup, LinuxDeviceType, LinuxResources, LinuxThrottleDevice, Spec};
@@ -35,6 +36,28 @@ pub struct Dir {
     pub mountpoint: PathBuf,
     /// Its path below.
     pub path: PathBuf,
+}
+
+impl Dir {
+    /// True when it is of v2.
+    pub fn is_v2(&self) -> bool {
+        self.controllers == [""]
+    }
+
+    /// Its absolute path.
+    pub fn absolute(&self) -> PathBuf {
+        let mut out = self.mountpoint.clone();
+        out.extend(self.path.components());
+        out
+    }
+}
+
+impl CgroupPlan {
+    /// Controller to absolute path of its directory; the key is "" on v2.
+    pub fn paths(&self) -> BTreeMap<String, PathBuf> {
+        let of = |dir: &Dir| dir.controllers.iter().map(|name| (name.clone(), dir.absolute())).collect::<Vec<_>>();
+        self.dirs.iter().flat_map(of).collect()
+    }
 }
 
 /// One write to a cgroup file.

@@ -1,6 +1,6 @@
 //! Keeps containers from writing to our own program through `/proc/<pid>/exe` (CVE-2019-5736).
 
-use std::ffi::{CString, OsString};
+use std::ffi::CString;
 use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::ffi::OsStringExt;
 
@@ -13,32 +13,23 @@ use super::mount::{MountAttr, attr, clone_tree, setattr};
 use super::process::CStrings;
 
 /// Runs this program again from a detached read-only mount of itself, whose pages are shared with everybody else's.
-/// Returns at once when it already runs from a read-only mount; an error leaves everything as it is.
+/// Returns at once when it already runs from a read-only mount, as it does where the program's entry has seen to it; an
+/// error leaves everything as it is.
 pub fn run_read_only() -> nix::Result<()> {
-    run_read_only_as(std::env::args_os().collect(), &[])
-}
-
-/// The same with other arguments, and with these variables in the environment.
-pub fn run_read_only_as(args: Vec<OsString>, variables: &[(&str, &str)]) -> nix::Result<()> {
     let exe = open(c"/proc/self/exe", OFlag::O_PATH | OFlag::O_CLOEXEC, Mode::empty())?;
     if fstatvfs(&exe)?.flags().contains(FsFlags::ST_RDONLY) {
         return Ok(());
     }
     let copy = clone_tree(exe.as_fd(), c"", false)?;
     setattr(copy.as_fd(), false, &MountAttr { set: attr::RDONLY, ..MountAttr::default() })?;
-    let strings = |list: Vec<OsString>| -> nix::Result<CStrings> {
-        let list = list.into_iter().map(|s| CString::new(s.into_vec()).map_err(|_| Errno::EINVAL));
-        Ok(CStrings::new(list.collect::<nix::Result<_>>()?))
-    };
-    let argv = strings(args)?;
-    let line = |(mut name, value): (OsString, OsString)| {
+    let argv = std::env::args_os().map(|word| CString::new(word.into_vec()).map_err(|_| Errno::EINVAL));
+    let argv = CStrings::new(argv.collect::<nix::Result<_>>()?);
+    let variables = std::env::vars_os().map(|(mut name, value)| {
         name.push("=");
         name.push(value);
-        name
-    };
-    let kept = std::env::vars_os().filter(|(name, _)| variables.iter().all(|(other, _)| name != other));
-    let added = variables.iter().map(|(name, value)| (OsString::from(name), OsString::from(value)));
-    let envp = strings(kept.chain(added).map(line).collect())?;
+        CString::new(name.into_vec()).map_err(|_| Errno::EINVAL)
+    });
+    let envp = CStrings::new(variables.collect::<nix::Result<_>>()?);
     let (argv_pointers, envp_pointers) = (argv.pointers(), envp.pointers());
     // SAFETY: both vectors are NULL-terminated and point into `argv` and `envp`'s strings, which outlive the call.
     unsafe {

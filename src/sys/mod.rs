@@ -3,6 +3,8 @@
 
 pub mod bpf;
 pub mod clone;
+#[cfg(target_arch = "x86_64")]
+mod entry;
 pub mod exe;
 pub mod mount;
 pub mod netlink;

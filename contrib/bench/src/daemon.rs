@@ -14,6 +14,9 @@ use containerd_shim_protos::ttrpc::context::{Context, with_timeout};
 use containerd_shim_protos::ttrpc::proto::Request;
 use skiff_test_support::{Bundle, unique};
 
+/// Where a shim logs to, in its bundle.
+pub const LOG: &str = "log";
+
 /// A running shim with one bundle.
 pub struct Daemon {
     /// The bundle.
@@ -30,12 +33,11 @@ fn context() -> Context {
 }
 
 impl Daemon {
-    /// Starts a shim for a bundle.
+    /// Starts a shim for a bundle that has the FIFO [`LOG`].
     pub fn start(shim: &Path, bundle: Bundle) -> Daemon {
         let (id, dir) = (unique("bench"), bundle.path());
-        let log = dir.join("log");
-        assert!(Command::new("mkfifo").arg(&log).status().expect("mkfifo").success());
-        let log = std::fs::OpenOptions::new().read(true).write(true).custom_flags(0o4000).open(log).expect("a FIFO");
+        let log = std::fs::OpenOptions::new().read(true).write(true).custom_flags(0o4000).open(dir.join(LOG));
+        let log = log.expect("a FIFO");
         let output = Command::new(shim)
             .args(["-namespace", "bench", "-publish-binary", "/bin/true", "-id", &id, "-address"])
             .arg(dir.join("none.sock"))

@@ -5,7 +5,7 @@ use std::process::Command;
 
 use skiff_test_support::{Bundle, unique};
 
-use crate::daemon::Daemon;
+use crate::daemon::{Daemon, LOG};
 use crate::{Bench, Contender, milliseconds, program};
 
 fn shims() -> Vec<(&'static str, PathBuf)> {
@@ -19,7 +19,12 @@ fn shims() -> Vec<(&'static str, PathBuf)> {
 fn bundle(args: &[&str]) -> Bundle {
     let bundle = Bundle::new(args);
     bundle.write();
+    mkfifo(&bundle.path().join(LOG));
     bundle
+}
+
+fn mkfifo(path: &Path) {
+    assert!(Command::new("mkfifo").arg(path).status().expect("mkfifo").success());
 }
 
 /// launch, Create, Start, Wait, Delete, Shutdown; and exec cycles.
@@ -117,7 +122,7 @@ pub fn output(bench: &mut Bench) {
             let count = MEGABYTES.to_string();
             let bundle = bundle(&["sh", "-c", &format!("head -c {count}m /dev/zero")]);
             let fifo = bundle.path().join("out");
-            assert!(Command::new("mkfifo").arg(&fifo).status().expect("mkfifo").success());
+            mkfifo(&fifo);
             let daemon = Daemon::start(path, bundle);
             let reader = {
                 let fifo = fifo.clone();
