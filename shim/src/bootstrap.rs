@@ -1,5 +1,6 @@
 //! What `start` reads from stdin and writes to stdout, by containerd's version (shim bootstrap protocol).
 
+use std::fs::File;
 use std::io::Read;
 use std::path::Path;
 
@@ -23,9 +24,10 @@ pub struct Input {
 /// Reads stdin to its end.
 pub fn read(id: &str, namespace: &str) -> Result<Input> {
     let mut bytes = Vec::new();
-    std::io::stdin()
-        .take(MAX_STDIN + 1)
-        .read_to_end(&mut bytes)
+    // The standard library's stdin would keep its buffer for the daemon's whole life.
+    let stdin = skiff::sys::process::standard_stream(0).try_clone_to_owned().map(File::from);
+    stdin
+        .and_then(|stdin| stdin.take(MAX_STDIN + 1).read_to_end(&mut bytes))
         .map_err(|e| Error::io("read the bootstrap parameters", &e))?;
     if bytes.len() as u64 > MAX_STDIN {
         return Err(Error::invalid("stdin", "larger than 10 MiB"));
