@@ -336,18 +336,17 @@ impl Container {
 
     /// Adds an exec process; nothing of it is made before its start.
     pub fn add_exec(&self, exec_id: &str, spec: ProcessSpec, paths: Paths) -> Result<()> {
+        if self.execs.borrow().contains_key(exec_id) {
+            return Err(Error::new(Kind::AlreadyExists, format!("id {exec_id}: exec process already exists")));
+        }
         match self.init.phase() {
             _ if self.is_to_be_restored() => return Err(precondition("cannot exec in a container before its restore")),
             Phase::Stopped => return Err(precondition("cannot exec in a stopped container")),
             _ if self.paused() => return Err(precondition("cannot exec in a paused container")),
             _ => {}
         }
-        let mut execs = self.execs.borrow_mut();
-        if execs.contains_key(exec_id) {
-            return Err(Error::new(Kind::AlreadyExists, format!("id {exec_id}: exec process already exists")));
-        }
         let exec = Exec1 { process: Process::new(exec_id, paths), spec, tree: RefCell::default() };
-        execs.insert(exec_id.to_string(), Rc::new(exec));
+        self.execs.borrow_mut().insert(exec_id.to_string(), Rc::new(exec));
         let event =
             TaskExecAdded { container_id: self.id.clone(), exec_id: exec_id.to_string(), ..TaskExecAdded::default() };
         self.events.send("/tasks/exec-added", &event);

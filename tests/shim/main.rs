@@ -1,6 +1,9 @@
 //! Tests of the shim under a real containerd, 1.x and 2.x. The same tests pass with SHIM_UNDER_TEST=io.containerd.runc.v2,
 //! but for those that say why not.
 
+mod bootstrap;
+mod calls;
+mod daemon;
 mod protocol;
 mod raw;
 mod restart;

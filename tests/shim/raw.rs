@@ -2,157 +2,20 @@
 
 use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
-use std::process::Command;
 use std::thread::JoinHandle;
 
 use containerd_shim_protos::api::{
     CheckpointTaskRequest, CloseIORequest, ConnectRequest, CreateTaskRequest, DeleteRequest, ExecProcessRequest,
     KillRequest, PauseRequest, PidsRequest, ResizePtyRequest, ResumeRequest, ShutdownRequest, StartRequest,
-    StateRequest, StateResponse, StatsRequest, Status, UpdateTaskRequest, WaitRequest,
+    StateRequest, StatsRequest, Status, UpdateTaskRequest, WaitRequest,
 };
+use containerd_shim_protos::protobuf::MessageField;
 use containerd_shim_protos::protobuf::well_known_types::any::Any;
-use containerd_shim_protos::protobuf::{Message, MessageField};
-use containerd_shim_protos::ttrpc::context::{Context, with_timeout};
+use containerd_shim_protos::ttrpc::context::with_timeout;
 use containerd_shim_protos::ttrpc::{self, Code};
-use containerd_shim_protos::{Client, TaskClient};
-use skiff_test_support::{Bundle, LeakCheck, eventually, unique};
+use skiff_test_support::{Bundle, LeakCheck, eventually};
 
-/// A daemon of skiff's shim in a bundle of its own.
-struct Daemon {
-    bundle: Bundle,
-    id: String,
-    address: String,
-    client: TaskClient,
-}
-
-fn context() -> Context {
-    with_timeout(30_000_000_000)
-}
-
-impl Daemon {
-    fn start(args: &[&str]) -> Daemon {
-        Daemon::with(Bundle::new(args))
-    }
-
-    fn with(bundle: Bundle) -> Daemon {
-        bundle.write();
-        let id = unique("rawtest");
-        let output = Command::new(env!("CARGO_BIN_EXE_containerd-shim-skiff-v2"))
-            .args(["-namespace", "raw", "-publish-binary", "/bin/true", "-id", &id, "-address"])
-            .arg(bundle.path().join("none.sock"))
-            .arg("start")
-            .current_dir(bundle.path())
-            .env_remove("TTRPC_ADDRESS")
-            .stdin(std::process::Stdio::null())
-            .output()
-            .expect("the shim starts");
-        let address = String::from_utf8(output.stdout).expect("an address");
-        let client = TaskClient::new(Client::connect(&address).unwrap_or_else(|e| panic!("{address}: {e}")));
-        Daemon { bundle, id, address, client }
-    }
-
-    fn connect(&self) -> TaskClient {
-        TaskClient::new(Client::connect(&self.address).expect("it listens"))
-    }
-
-    fn fifo(&self, name: &str) -> PathBuf {
-        let path = self.bundle.path().join(name);
-        assert!(Command::new("mkfifo").arg(&path).status().expect("mkfifo").success());
-        path
-    }
-
-    fn create_with(&self, streams: [&Path; 3]) -> ttrpc::Result<u32> {
-        let text = |path: &Path| path.display().to_string();
-        let request = CreateTaskRequest {
-            id: self.id.clone(),
-            bundle: text(self.bundle.path()),
-            stdin: text(streams[0]),
-            stdout: text(streams[1]),
-            stderr: text(streams[2]),
-            ..CreateTaskRequest::default()
-        };
-        self.client.create(context(), &request).map(|response| response.pid)
-    }
-
-    fn create(&self) -> ttrpc::Result<u32> {
-        self.create_with([Path::new(""); 3])
-    }
-
-    fn begin(&self, exec_id: &str) -> ttrpc::Result<u32> {
-        let request = StartRequest { id: self.id.clone(), exec_id: exec_id.into(), ..StartRequest::default() };
-        self.client.start(context(), &request).map(|response| response.pid)
-    }
-
-    fn exec(&self, exec_id: &str, args: &[&str]) -> ttrpc::Result<()> {
-        self.exec_to(exec_id, args, Path::new(""))
-    }
-
-    fn exec_to(&self, exec_id: &str, args: &[&str], stdout: &Path) -> ttrpc::Result<()> {
-        let process = serde_json::json!({"args": args, "cwd": "/", "env": ["PATH=/bin"], "user": {"uid": 0, "gid": 0}});
-        let spec = Any { value: process.to_string().into_bytes(), ..Any::default() };
-        let request = ExecProcessRequest {
-            id: self.id.clone(),
-            exec_id: exec_id.into(),
-            spec: MessageField::some(spec),
-            stdout: stdout.display().to_string(),
-            ..ExecProcessRequest::default()
-        };
-        self.client.exec(context(), &request).map(drop)
-    }
-
-    fn state(&self, exec_id: &str) -> ttrpc::Result<StateResponse> {
-        let request = StateRequest { id: self.id.clone(), exec_id: exec_id.into(), ..StateRequest::default() };
-        self.client.state(context(), &request)
-    }
-
-    fn status(&self, exec_id: &str) -> Status {
-        self.state(exec_id).expect("a state").status.enum_value().expect("a known status")
-    }
-
-    fn kill(&self, exec_id: &str, signal: u32, all: bool) -> ttrpc::Result<()> {
-        let request =
-            KillRequest { id: self.id.clone(), exec_id: exec_id.into(), signal, all, ..KillRequest::default() };
-        self.client.kill(context(), &request).map(drop)
-    }
-
-    fn wait(&self, exec_id: &str) -> ttrpc::Result<u32> {
-        let request = WaitRequest { id: self.id.clone(), exec_id: exec_id.into(), ..WaitRequest::default() };
-        self.client.wait(context(), &request).map(|response| response.exit_status)
-    }
-
-    fn delete(&self, exec_id: &str) -> ttrpc::Result<u32> {
-        let request = DeleteRequest { id: self.id.clone(), exec_id: exec_id.into(), ..DeleteRequest::default() };
-        self.client.delete(context(), &request).map(|response| response.exit_status)
-    }
-
-    /// Shutdown, after which nothing may be left.
-    fn end(self) {
-        self.client.shutdown(context(), &ShutdownRequest::default()).expect("shutdown answers");
-        let socket = PathBuf::from(self.address.trim_start_matches("unix://"));
-        assert!(!socket.exists(), "who starts a shim from now on gets a new one");
-        LeakCheck::new(&[&self.id, &self.bundle.path().display().to_string()]).end();
-    }
-}
-
-impl Drop for Daemon {
-    fn drop(&mut self) {
-        if std::thread::panicking() {
-            let _ = self.kill("", 9, true);
-            let line = self.bundle.path().join("none.sock");
-            let _ = Command::new("pkill").args(["-KILL", "-f"]).arg(line).status();
-        }
-        // Only when it is empty: other tests may be at it.
-        let _ = std::fs::remove_dir("/run/containerd/runc/raw");
-    }
-}
-
-#[track_caller]
-fn refused<T: std::fmt::Debug>(result: ttrpc::Result<T>, code: Code) {
-    match result {
-        Err(ttrpc::Error::RpcStatus(status)) => assert_eq!(status.code.enum_value(), Ok(code), "{}", status.message),
-        other => panic!("{code:?} was expected, not {other:?}"),
-    }
-}
+use crate::daemon::{Daemon, Task, context, frame, refused};
 
 /// Reads a FIFO to its end, from a thread.
 fn reader(path: &Path) -> JoinHandle<String> {
@@ -213,23 +76,6 @@ fn unknown_ids_are_not_found_and_connect_never_fails() {
     let connected = c.connect(context(), &ConnectRequest { id: id(), ..Default::default() }).unwrap();
     assert_eq!(connected.task_pid, 0);
     assert_ne!(connected.shim_pid, 0);
-    daemon.end();
-}
-
-#[test]
-fn both_versions_of_the_service_answer() {
-    let daemon = Daemon::start(&["true"]);
-    let client = Client::connect(&daemon.address).unwrap();
-    for service in ["containerd.task.v2.Task", "containerd.task.v3.Task"] {
-        let request = ttrpc::Request {
-            service: service.into(),
-            method: "Connect".into(),
-            timeout_nano: 5_000_000_000,
-            payload: ConnectRequest { id: "x".into(), ..Default::default() }.write_to_bytes().unwrap(),
-            ..Default::default()
-        };
-        client.request(request).unwrap_or_else(|e| panic!("{service}: {e}"));
-    }
     daemon.end();
 }
 
@@ -540,7 +386,7 @@ fn slow_hooks_hold_nobody_up() {
         bundle.spec["hooks"] = serde_json::json!({kind: slow});
         let daemon = Daemon::with(bundle);
         let quick = || with_timeout(500_000_000);
-        let connect = |client: &TaskClient| {
+        let connect = |client: &Task| {
             client.connect(quick(), &ConnectRequest { id: daemon.id.clone(), ..Default::default() }).unwrap()
         };
         std::thread::scope(|scope| {
@@ -585,24 +431,8 @@ fn slow_hooks_hold_nobody_up() {
 #[test]
 fn a_client_that_goes_away_changes_nothing() {
     let daemon = Daemon::start(&["sleep", "1000"]);
-    let create = CreateTaskRequest {
-        id: daemon.id.clone(),
-        bundle: daemon.bundle.path().display().to_string(),
-        ..Default::default()
-    };
-    let request = ttrpc::proto::Request {
-        service: "containerd.task.v3.Task".into(),
-        method: "Create".into(),
-        payload: create.write_to_bytes().unwrap(),
-        ..Default::default()
-    };
-    let request = request.write_to_bytes().unwrap();
-    // ttrpc's frame: length, stream, type (1: request), flags. The client is gone as soon as it is written; what it asked
-    // for is done all the same.
-    let frame = [&(request.len() as u32).to_be_bytes()[..], &1u32.to_be_bytes(), &[1, 0], &request].concat();
-    let mut gone = std::os::unix::net::UnixStream::connect(daemon.address.trim_start_matches("unix://")).unwrap();
-    gone.write_all(&frame).unwrap();
-    drop(gone);
+    // The client is gone as soon as it has written: what it asked for is done all the same.
+    daemon.socket().write_all(&frame(1, "Create", &daemon.create_request())).unwrap();
     eventually("the container is there", || daemon.state("").is_ok());
     daemon.begin("").unwrap();
     daemon.kill("", 9, false).unwrap();
