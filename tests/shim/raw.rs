@@ -15,7 +15,7 @@ use containerd_shim_protos::ttrpc::context::with_timeout;
 use containerd_shim_protos::ttrpc::{self, Code};
 use skiff_test_support::{Bundle, LeakCheck, eventually};
 
-use crate::daemon::{Daemon, Task, context, frame, refused};
+use crate::daemon::{Daemon, Task, context, frame, is_skiff, refused};
 
 /// Reads a FIFO to its end, from a thread.
 fn reader(path: &Path) -> JoinHandle<String> {
@@ -42,7 +42,9 @@ fn a_life_on_fifos() {
     let state = daemon.state("").unwrap();
     assert_eq!((state.status.enum_value(), state.exit_status, state.pid), (Ok(Status::STOPPED), 9, pid));
     let pids = daemon.client.pids(context(), &PidsRequest { id: daemon.id.clone(), ..Default::default() }).unwrap();
-    assert_eq!(pids.processes.iter().map(|p| p.pid).collect::<Vec<_>>(), [pid], "until it is deleted");
+    if is_skiff() {
+        assert_eq!(pids.processes.iter().map(|p| p.pid).collect::<Vec<_>>(), [pid], "until it is deleted");
+    }
     daemon.client.stats(context(), &StatsRequest { id: daemon.id.clone(), ..Default::default() }).unwrap();
     refused(daemon.kill("", 9, false), Code::NOT_FOUND);
     refused(daemon.begin(""), Code::FAILED_PRECONDITION);
@@ -127,6 +129,10 @@ fn a_running_container_keeps_to_the_table() {
 
 #[test]
 fn bad_input_leaves_nothing_and_the_shim_lives_on() {
+    if !is_skiff() {
+        // The Go shim waits for a FIFO of stdin that is not there.
+        return;
+    }
     let daemon = Daemon::start(&["true"]);
     let config = daemon.bundle.path().join("config.json");
     let good = std::fs::read(&config).unwrap();
@@ -225,6 +231,10 @@ fn prints_which() -> Bundle {
 
 #[test]
 fn processes_write_to_the_fifos_themselves() {
+    if !is_skiff() {
+        // The Go shim copies everything.
+        return;
+    }
     let [init, exec] = which_stdout(prints_which());
     assert_eq!(init.0, init.1, "no pipe and no copy between");
     assert_eq!(exec.0, exec.1, "no pipe and no copy between");
@@ -232,6 +242,10 @@ fn processes_write_to_the_fifos_themselves() {
 
 #[test]
 fn who_may_outlive_its_delete_writes_to_a_pipe() {
+    if !is_skiff() {
+        // The Go shim copies everything.
+        return;
+    }
     let mut bundle = prints_which();
     let namespaces = bundle.spec["linux"]["namespaces"].as_array_mut().unwrap();
     namespaces.retain(|ns| ns["type"] != "pid");
@@ -267,6 +281,10 @@ fn what_an_exec_leaves_running_delays_no_delete_and_loses_no_line() {
 
 #[test]
 fn a_reader_that_comes_after_the_exit_gets_what_was_written() {
+    if !is_skiff() {
+        // The Go shim has closed its FIFO by then.
+        return;
+    }
     let daemon = Daemon::start(&["sh", "-c", "sleep 0.3; seq 1 1000"]);
     let out = daemon.fifo("out");
     let first = {
@@ -313,6 +331,10 @@ fn a_created_container_holds_no_reader_up() {
 
 #[test]
 fn a_terminal_that_leads_nowhere_leaves_nothing() {
+    if !is_skiff() {
+        // The Go shim leaves a container behind.
+        return;
+    }
     let mut bundle = Bundle::new(&["sleep", "1000"]);
     bundle.spec["process"]["terminal"] = serde_json::json!(true);
     let daemon = Daemon::with(bundle);
@@ -380,6 +402,10 @@ fn limits_are_updated() {
 /// A hook that takes its time holds up nobody but the call that it belongs to.
 #[test]
 fn slow_hooks_hold_nobody_up() {
+    if !is_skiff() {
+        // The Go shim of 1.6 locks everything for the length of a Create.
+        return;
+    }
     let slow = serde_json::json!([{"path": "/bin/sleep", "args": ["sleep", "2"]}]);
     for kind in ["createRuntime", "poststop"] {
         let mut bundle = Bundle::new(&["sleep", "1000"]);
@@ -430,6 +456,10 @@ fn slow_hooks_hold_nobody_up() {
 
 #[test]
 fn a_client_that_goes_away_changes_nothing() {
+    if !is_skiff() {
+        // The Go shim cancels what a client that goes away has asked for.
+        return;
+    }
     let daemon = Daemon::start(&["sleep", "1000"]);
     // The client is gone as soon as it has written: what it asked for is done all the same.
     daemon.socket().write_all(&frame(1, "Create", &daemon.create_request())).unwrap();
@@ -443,6 +473,10 @@ fn a_client_that_goes_away_changes_nothing() {
 
 #[test]
 fn shutdown_is_refused_while_there_are_containers_and_remembered() {
+    if !is_skiff() {
+        // The Go shim forgets it.
+        return;
+    }
     let daemon = Daemon::start(&["sleep", "1000"]);
     daemon.create().unwrap();
     daemon.client.shutdown(context(), &ShutdownRequest::default()).unwrap();
@@ -467,6 +501,10 @@ fn checkpoint(daemon: &Daemon, path: &Path, options: &[u8]) -> ttrpc::Result<()>
 
 #[test]
 fn a_restore_that_fails_leaves_a_container_to_delete() {
+    if !is_skiff() {
+        // The Go shim asks CRIU before it looks for images.
+        return;
+    }
     let daemon = Daemon::start(&["sleep", "1000"]);
     let images = daemon.bundle.path().join("images");
     std::fs::create_dir(&images).unwrap();
