@@ -92,6 +92,10 @@ enum Stage {
     Unit(Box<Prepared>, chore::Held),
     /// The init is on its way to its gate.
     Birth(Box<Underway>),
+    /// It has failed, and its init is on its way out.
+    Dying(Box<Underway>, Process, Error),
+    /// What it had made is being taken back.
+    Undo(chore::Chore, Error),
 }
 
 /// A create whose cgroup is still to be made.
@@ -126,19 +130,38 @@ struct Made {
     keep: bool,
 }
 
+impl Made {
+    /// Has a child take it back: mounts and cgroups take their time.
+    fn undo(mut self) -> Result<chore::Chore> {
+        let undone = chore::start(|| {
+            // Its descriptors have not come along.
+            let cgroup = self.cgroup.as_ref().map(|cgroup| Cgroup::open(cgroup.paths())).transpose()?;
+            self.remove(cgroup.as_ref());
+            self.unit.as_ref().map_or(Ok(()), Unit::stop)?;
+            self.dir.remove()
+        })?;
+        self.keep = true;
+        Ok(undone)
+    }
+
+    fn remove(&self, cgroup: Option<&Cgroup>) {
+        if let Some((rootfs, before)) = &self.host_mounts {
+            unmount_below(rootfs, before);
+        }
+        if let Some(cgroup) = cgroup
+            && let Err(err) = cgroup.kill(libc::SIGKILL).and_then(|()| cgroup.remove())
+        {
+            log::warn!("undo create: {err}");
+        }
+    }
+}
+
 impl Drop for Made {
     fn drop(&mut self) {
         if self.keep {
             return;
         }
-        if let Some((rootfs, before)) = &self.host_mounts {
-            unmount_below(rootfs, before);
-        }
-        if let Some(cgroup) = &self.cgroup
-            && let Err(err) = cgroup.kill(libc::SIGKILL).and_then(|()| cgroup.remove())
-        {
-            log::warn!("undo create: {err}");
-        }
+        self.remove(self.cgroup.as_ref());
         // systemd may take its time, and the caller has others to look after.
         if let Some(unit) = self.unit.take()
             && let Err(err) = chore::start(move || unit.stop())
@@ -941,6 +964,21 @@ pub fn does_not_exist() -> Error {
     Error::new(Kind::NotFound, CONTAINER_DOES_NOT_EXIST)
 }
 
+impl Creating {
+    fn undo(&mut self, made: Made, err: Error) -> Result<Option<Created>> {
+        match made.undo() {
+            Ok(chore) => {
+                self.0 = Some(Stage::Undo(chore, err));
+                Ok(None)
+            }
+            Err(undo) => {
+                log::warn!("undo create: {undo}");
+                Err(err)
+            }
+        }
+    }
+}
+
 impl Pending for Creating {
     type Output = Created;
 
@@ -948,6 +986,8 @@ impl Pending for Creating {
         match self.0.as_ref().expect("a finished create is not waited for") {
             Stage::Unit(_, held) => held.fd(),
             Stage::Birth(underway) => underway.birth.fd(),
+            Stage::Dying(_, process, _) => process.pidfd.as_fd(),
+            Stage::Undo(chore, _) => chore.fd(),
         }
     }
 
@@ -963,6 +1003,24 @@ impl Pending for Creating {
         let ended = || Error::new(Kind::System, "create has ended already");
         let mut underway = match self.0.take().ok_or_else(ended)? {
             Stage::Birth(underway) => underway,
+            Stage::Dying(underway, process, err) => {
+                if process.try_wait()?.is_none() {
+                    self.0 = Some(Stage::Dying(underway, process, err));
+                    return Ok(None);
+                }
+                return self.undo(underway.made, err);
+            }
+            Stage::Undo(mut chore, err) => {
+                match chore.advance() {
+                    Ok(None) => {
+                        self.0 = Some(Stage::Undo(chore, err));
+                        return Ok(None);
+                    }
+                    Ok(Some(())) => {}
+                    Err(undo) => log::warn!("undo create: {undo}"),
+                }
+                return Err(err);
+            }
             Stage::Unit(mut prepared, mut held) => match held.advance()? {
                 None => {
                     self.0 = Some(Stage::Unit(prepared, held));
@@ -975,12 +1033,21 @@ impl Pending for Creating {
                 }
             },
         };
-        match underway.birth.advance()? {
-            Some(born) => underway.finish(born).map(Some),
-            None => {
+        match underway.birth.advance() {
+            Ok(Some(born)) => underway.finish(born).map(Some),
+            Ok(None) => {
                 self.0 = Some(Stage::Birth(underway));
                 Ok(None)
             }
+            // Who has a gate of its own has others to look after, and waits for nothing here.
+            Err(err) if underway.gate == Gate::Socket => match underway.birth.give_up() {
+                Some(process) => {
+                    self.0 = Some(Stage::Dying(underway, process, err));
+                    Ok(None)
+                }
+                None => self.undo(underway.made, err),
+            },
+            Err(err) => Err(err),
         }
     }
 }

@@ -2,7 +2,7 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::time::{Duration, SystemTime};
 
@@ -311,7 +311,9 @@ impl Container {
         let connected = connect(&self.init, copies, restored.console, name).await;
         if let Err(err) = connected.and_then(|()| self.init.open_stdin()) {
             self.init.discard().await;
-            if let Err(undo) = restored.container.delete(true) {
+            // What containerd has mounted stays until Delete.
+            let home = Home { mounted: false, ..self.home.clone() };
+            if let Err(undo) = remove(&home, &self.id, &self.bundle).await {
                 log::warn!("undo restore: {undo}");
             }
             return Err(err);
@@ -594,26 +596,15 @@ impl Container {
         Ok((self.init.pid(), exit))
     }
 
-    /// Hooks, slow file systems and processes on their way out take their time: a child waits for them. What a failed
-    /// Delete has left, the next one removes.
     async fn remove(&self) -> Result<()> {
-        let (home, id, bundle) = (self.home.clone(), self.id.clone(), self.bundle.clone());
         let deleted = match &*self.inner.borrow() {
             Some(inner) => inner.delete_at_once()?,
             None => false,
         };
-        if deleted && !home.mounted {
+        if deleted && !self.home.mounted {
             return Ok(());
         }
-        let chore = chore::start(move || {
-            match Inner::load(&home.root, &id) {
-                Ok(inner) => inner.delete(true)?,
-                Err(err) if err.kind() == Kind::NotFound => {}
-                Err(err) => return Err(err),
-            }
-            if home.mounted { rootfs::unmount_all(&bundle) } else { Ok(()) }
-        })?;
-        settle(chore).await
+        remove(&self.home, &self.id, &self.bundle).await
     }
 
     /// A line for the log.
@@ -623,6 +614,20 @@ impl Container {
         let status = self.with(Inner::status).unwrap_or(Status::Stopped);
         format!("container {} pid {} {:?} {status} execs {execs:?}", self.id, self.init.pid(), self.init.phase())
     }
+}
+
+/// Removes what there is of a container whose init has ended, or is to end. Hooks, slow file systems and processes on
+/// their way out take their time: a child waits for them. What a failed Delete has left, the next one removes.
+pub async fn remove(home: &Home, id: &str, bundle: &Path) -> Result<()> {
+    let chore = chore::start(|| {
+        match Inner::load(&home.root, id) {
+            Ok(inner) => inner.delete(true)?,
+            Err(err) if err.kind() == Kind::NotFound => {}
+            Err(err) => return Err(err),
+        }
+        if home.mounted { rootfs::unmount_all(bundle) } else { Ok(()) }
+    })?;
+    settle(chore).await
 }
 
 /// The streams of a process to be: pipes, or the wish for a terminal.

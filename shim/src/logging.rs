@@ -1,7 +1,8 @@
-//! The shim's log: logrus-like lines into the `log` FIFO that containerd reads, dropped when nobody does.
+//! The shim's log: logrus-like lines into the `log` FIFO that containerd reads, dropped when nobody does. It is the shim's
+//! stderr, and so that of the children which do its chores.
 
-use std::fs::{File, OpenOptions};
-use std::io::Write;
+use std::fs::OpenOptions;
+use std::os::fd::AsFd;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
@@ -9,14 +10,18 @@ use log::{Level, LevelFilter, Log, Metadata, Record};
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
-struct Fifo(File);
+struct Stderr;
 
-impl Log for Fifo {
-    fn enabled(&self, _: &Metadata<'_>) -> bool {
-        true
+impl Log for Stderr {
+    /// What ttrpc calls an error, such as a call that the client has given up, is none of the shim's.
+    fn enabled(&self, metadata: &Metadata<'_>) -> bool {
+        log::max_level() >= LevelFilter::Debug || !metadata.target().starts_with("ttrpc")
     }
 
     fn log(&self, record: &Record<'_>) {
+        if !self.enabled(record.metadata()) {
+            return;
+        }
         let now = OffsetDateTime::now_utc().format(&Rfc3339).unwrap_or_default();
         let level = match record.level() {
             Level::Error => "error",
@@ -29,7 +34,7 @@ impl Log for Fifo {
             record.args().to_string()
         );
         // One write, so that lines of several shims do not mix; a full FIFO loses the line rather than the shim.
-        let _ = (&self.0).write(line.as_bytes());
+        let _ = nix::unistd::write(std::io::stderr(), line.as_bytes());
     }
 
     fn flush(&self) {}
@@ -39,7 +44,8 @@ impl Log for Fifo {
 pub fn open(bundle: &Path, debug: bool) {
     let file = OpenOptions::new().read(true).write(true).custom_flags(libc::O_NONBLOCK).open(bundle.join("log"));
     if let Ok(file) = file
-        && log::set_boxed_logger(Box::new(Fifo(file))).is_ok()
+        && skiff::sys::process::place_fd(file.as_fd(), libc::STDERR_FILENO).is_ok()
+        && log::set_logger(&Stderr).is_ok()
     {
         log::set_max_level(if debug { LevelFilter::Debug } else { LevelFilter::Info });
     }

@@ -4,7 +4,7 @@
 //! of its own, and the handler only waits for its answer.
 
 use std::cell::RefCell;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::pin::Pin;
 use std::rc::Rc;
@@ -26,10 +26,10 @@ use containerd_shim_protos::ttrpc::asynchronous::TtrpcContext;
 use containerd_shim_protos::{protobuf, ttrpc};
 use skiff::container::{Create, Gate};
 use skiff::{Error, Kind, Result};
-use tokio::sync::{Notify, mpsc, oneshot};
+use tokio::sync::{Notify, mpsc, oneshot, watch};
 
 use crate::container::{
-    Container, Home, Streams, ToRestore, connect, execs_may_have_fifos, init_may_have_fifos, wants_checkpoints,
+    Container, Home, Streams, ToRestore, connect, execs_may_have_fifos, init_may_have_fifos, remove, wants_checkpoints,
 };
 use crate::error::{no_container, status};
 use crate::events::{Events, timestamp};
@@ -49,7 +49,8 @@ pub struct Shim {
     /// Notified when the shim is to end.
     pub exit: Notify,
     containers: RefCell<BTreeMap<String, Rc<Container>>>,
-    creating: RefCell<std::collections::BTreeSet<String>>,
+    /// Those whose Create is under way.
+    creating: watch::Sender<BTreeSet<String>>,
     shutdown_refused: std::cell::Cell<bool>,
     /// Where it listens.
     socket: RefCell<Option<PathBuf>>,
@@ -127,7 +128,7 @@ impl Shim {
             events,
             exit: Notify::new(),
             containers: RefCell::default(),
-            creating: RefCell::default(),
+            creating: watch::Sender::default(),
             shutdown_refused: std::cell::Cell::new(false),
             sandbox: sandbox::Slot::default(),
             rootless: skiff::host::rootless(),
@@ -153,13 +154,27 @@ impl Shim {
         if self.leaving.get() {
             return Err(Error::new(Kind::FailedPrecondition, "the shim is shutting down"));
         }
-        if self.containers.borrow().contains_key(&request.id) || !self.creating.borrow_mut().insert(request.id.clone())
-        {
+        let mut free = !self.containers.borrow().contains_key(&request.id);
+        self.creating.send_modify(|ids| free = free && ids.insert(request.id.clone()));
+        if !free {
             return Err(Error::new(Kind::AlreadyExists, skiff::error::CONTAINER_ID_EXISTS));
         }
         let created = self.create_reserved(&request).await;
-        self.creating.borrow_mut().remove(&request.id);
+        self.creating.send_modify(|ids| {
+            ids.remove(&request.id);
+        });
+        if created.is_err() {
+            self.leave_if_asked();
+        }
         created
+    }
+
+    /// A Shutdown that was refused is due when nothing is left.
+    fn leave_if_asked(&self) {
+        if self.shutdown_refused.get() && self.is_empty() {
+            self.leave();
+            self.exit.notify_one();
+        }
     }
 
     async fn create_reserved(&self, request: &CreateTaskRequest) -> Result<u32> {
@@ -187,7 +202,7 @@ impl Shim {
         let (stdio, copies) = Streams::new(&paths, manner, name)?.ready().await?;
         let mounted = !request.rootfs.is_empty();
         if mounted {
-            rootfs::mount_all(&bundle, &request.rootfs)?;
+            rootfs::set_up(&bundle, &request.rootfs).await?;
         }
         let made = async {
             let root = options.root.clone().unwrap_or_else(|| DEFAULT_ROOT.into()).join(&self.namespace);
@@ -218,7 +233,7 @@ impl Shim {
             init.set_child(created.init)?;
             if let Err(err) = connect(&init, copies, created.console, name).await {
                 init.discard().await;
-                if let Err(undo) = created.container.delete(true) {
+                if let Err(undo) = remove(&home, &request.id, &bundle).await {
                     log::warn!("undo create: {undo}");
                 }
                 return Err(err);
@@ -229,7 +244,7 @@ impl Shim {
         let container = match made {
             Ok(container) => container,
             Err(err) => {
-                if mounted && let Err(undo) = rootfs::unmount_all(&bundle) {
+                if mounted && let Err(undo) = rootfs::take_down(&bundle).await {
                     log::warn!("undo create: {undo}");
                 }
                 return Err(err);
@@ -242,14 +257,14 @@ impl Shim {
     }
 
     async fn delete(&self, request: DeleteRequest) -> Result<DeleteResponse> {
+        // A client that has given its Create up, or a containerd that has been started again, would leave behind what
+        // comes of it.
+        let _ = self.creating.subscribe().wait_for(|ids| !ids.contains(&request.id)).await;
         let container = self.container(&request.id)?;
         let (pid, exit) = if request.exec_id.is_empty() {
             let deleted = container.delete().await?;
             self.containers.borrow_mut().remove(&request.id);
-            if self.shutdown_refused.get() && self.is_empty() {
-                self.leave();
-                self.exit.notify_one();
-            }
+            self.leave_if_asked();
             deleted
         } else {
             container.delete_exec(&request.exec_id).await?

@@ -437,6 +437,16 @@ impl Birth {
         })
     }
 
+    /// Kills the init of a birth that has failed; the caller waits for its end. None when it has been reaped already.
+    pub(crate) fn give_up(&mut self) -> Option<Process> {
+        self.running = None;
+        let process = self.process.take()?;
+        match process.kill(libc::SIGKILL) {
+            Ok(()) => Some(process),
+            Err(_) => process.try_wait().ok()?.is_none().then_some(process),
+        }
+    }
+
     fn lost(&self) -> Error {
         let how = match self.process().try_wait() {
             Ok(Some(exit)) if exit.status == 137 => {

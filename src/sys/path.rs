@@ -195,6 +195,24 @@ pub fn chown(fd: BorrowedFd<'_>, uid: Option<u32>, gid: Option<u32>) -> nix::Res
     nix::unistd::fchownat(fd, c"", uid.map(Into::into), gid.map(Into::into), AtFlags::AT_EMPTY_PATH)
 }
 
+/// RESOLVE_CACHED of linux/openat2.h.
+const RESOLVE_CACHED: u64 = 0x20;
+
+/// True when `path` can be looked up from memory alone, and what is there lies on a block device: whoever uses it waits
+/// for no server and no program of this machine. Asking waits for nobody either.
+pub fn is_at_hand(path: &CStr) -> bool {
+    let cached = ResolveFlag::from_bits_retain(RESOLVE_CACHED);
+    let how = OpenHow::new().flags(OFlag::O_PATH | OFlag::O_CLOEXEC).resolve(cached);
+    let Ok(fd) = openat2(nix::fcntl::AT_FDCWD, path, how) else { return false };
+    // SAFETY: statx is plain data for which all zeroes is a valid value, and outlives the call.
+    let mut buf: libc::statx = unsafe { std::mem::zeroed() };
+    let flags = libc::AT_EMPTY_PATH | libc::AT_STATX_DONT_SYNC;
+    // With an empty mask, a file system of a server or a program is not asked (statx(2)); the device is always told.
+    // SAFETY: the path is a static empty string, `buf` a valid statx.
+    let ret = unsafe { libc::statx(fd.as_raw_fd(), c"".as_ptr(), flags, 0, &raw mut buf) };
+    ret == 0 && buf.stx_dev_major != 0
+}
+
 /// f_type of the file system that an fd is on (PROC_SUPER_MAGIC, ...).
 pub fn magic(fd: BorrowedFd<'_>) -> nix::Result<i64> {
     // SAFETY: statfs is plain data for which all zeroes is a valid value, and outlives the call.
@@ -202,4 +220,15 @@ pub fn magic(fd: BorrowedFd<'_>) -> nix::Result<i64> {
     // SAFETY: `buf` is a valid statfs.
     Errno::result(unsafe { libc::fstatfs(fd.as_raw_fd(), &raw mut buf) })?;
     Ok(buf.f_type)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_needs_no_disk_is_not_on_one() {
+        assert!(!is_at_hand(c"/proc"));
+        assert!(!is_at_hand(c"/no/such/path"));
+    }
 }

@@ -146,7 +146,7 @@ pub fn place_fd(from: BorrowedFd<'_>, to: RawFd) -> nix::Result<()> {
     if from.as_raw_fd() == to {
         return set_cloexec(to, false);
     }
-    // SAFETY: takes no pointer; the callers use it for 0, 1 and 2 of a child that is about to execve.
+    // SAFETY: takes no pointer; the callers use it for 0, 1 and 2, which no value owns.
     Errno::result(unsafe { libc::dup2(from.as_raw_fd(), to) }).map(drop)
 }
 

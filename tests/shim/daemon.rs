@@ -250,12 +250,17 @@ fn word(topic: &str, event: &Any) -> (String, String) {
     (id, format!("{name} {rest}").trim_end().to_string())
 }
 
-/// A daemon in a bundle of its own.
-pub struct Daemon {
+/// A container to be: a bundle, an id, and a connection to the shim.
+pub struct Container {
     pub bundle: Bundle,
     pub id: String,
-    pub address: String,
     pub client: Task,
+}
+
+/// A daemon, and the container that it was started for.
+pub struct Daemon {
+    container: Container,
+    pub address: String,
     pub reply: Reply,
     /// Where the daemon logs: its bundle, or that of a sandbox.
     home: PathBuf,
@@ -294,7 +299,8 @@ impl Daemon {
         let reply = Reply::read(&said, form);
         let address = reply.address.clone();
         let client = Task::new(&address, if is_skiff() { V3 } else { V2 });
-        Daemon { bundle, id, address, client, reply, home, log, events, server: Some(server) }
+        let container = Container { bundle, id, client };
+        Daemon { container, address, reply, home, log, events, server: Some(server) }
     }
 
     pub fn connect(&self) -> Task {
@@ -341,6 +347,40 @@ impl Daemon {
         self.events.lock().expect("a lock").clear();
     }
 
+    /// One more container in the same shim.
+    pub fn member(&self, args: &[&str]) -> Container {
+        let bundle = Bundle::new(args);
+        bundle.write();
+        Container { bundle, id: unique("rawtest"), client: self.connect() }
+    }
+
+    /// Shutdown, after which nothing may be left.
+    pub fn end(mut self) {
+        let request = ShutdownRequest { id: self.id.clone(), ..ShutdownRequest::default() };
+        let answer = self.client.shutdown(context(), &request);
+        // The Go shim may be gone before it has answered, and skiff after a Shutdown that it has remembered.
+        if !matches!(&answer, Err(ttrpc::Error::Socket(_) | ttrpc::Error::RemoteClosed | ttrpc::Error::LocalClosed)) {
+            answer.expect("Shutdown answers");
+        }
+        let socket = PathBuf::from(self.address.trim_start_matches("unix://"));
+        if is_skiff() {
+            assert!(!socket.exists(), "who starts a shim from now on gets a new one");
+        }
+        eventually("the socket is gone", || !socket.exists());
+        LeakCheck::new(&[&self.id, &self.bundle.path().display().to_string()]).end();
+        self.server.take().expect("a server").shutdown();
+    }
+}
+
+impl std::ops::Deref for Daemon {
+    type Target = Container;
+
+    fn deref(&self) -> &Container {
+        &self.container
+    }
+}
+
+impl Container {
     pub fn fifo(&self, name: &str) -> PathBuf {
         let path = self.bundle.path().join(name);
         make_fifo(&path);
@@ -428,23 +468,6 @@ impl Daemon {
         self.kill("", 9, true).expect("kill");
         self.wait("").expect("wait");
         self.delete("").expect("delete");
-    }
-
-    /// Shutdown, after which nothing may be left.
-    pub fn end(mut self) {
-        let request = ShutdownRequest { id: self.id.clone(), ..ShutdownRequest::default() };
-        let answer = self.client.shutdown(context(), &request);
-        // The Go shim may be gone before it has answered, and skiff after a Shutdown that it has remembered.
-        if !matches!(&answer, Err(ttrpc::Error::Socket(_) | ttrpc::Error::RemoteClosed | ttrpc::Error::LocalClosed)) {
-            answer.expect("Shutdown answers");
-        }
-        let socket = PathBuf::from(self.address.trim_start_matches("unix://"));
-        if is_skiff() {
-            assert!(!socket.exists(), "who starts a shim from now on gets a new one");
-        }
-        eventually("the socket is gone", || !socket.exists());
-        LeakCheck::new(&[&self.id, &self.bundle.path().display().to_string()]).end();
-        self.server.take().expect("a server").shutdown();
     }
 }
 

@@ -1,6 +1,7 @@
 //! Tests of the shim under a real containerd, 1.x and 2.x. The same tests pass with SHIM_UNDER_TEST=io.containerd.runc.v2,
 //! but for those that say why not.
 
+mod blocked;
 mod bootstrap;
 mod calls;
 mod daemon;
@@ -8,6 +9,7 @@ mod protocol;
 mod raw;
 mod restart;
 mod tasks;
+mod wedge;
 
 use std::path::Path;
 

@@ -11,11 +11,10 @@ use containerd_shim_protos::api::{
 };
 use containerd_shim_protos::protobuf::MessageField;
 use containerd_shim_protos::protobuf::well_known_types::any::Any;
-use containerd_shim_protos::ttrpc::context::with_timeout;
 use containerd_shim_protos::ttrpc::{self, Code};
 use skiff_test_support::{Bundle, LeakCheck, eventually};
 
-use crate::daemon::{Daemon, Task, context, frame, is_skiff, refused};
+use crate::daemon::{Daemon, context, frame, is_skiff, refused};
 
 /// Reads a FIFO to its end, from a thread.
 fn reader(path: &Path) -> JoinHandle<String> {
@@ -217,6 +216,8 @@ fn which_stdout(bundle: Bundle) -> [(u64, u64); 2] {
     daemon.begin("which").unwrap();
     assert_eq!(daemon.wait("which").unwrap(), 0);
     daemon.delete("which").unwrap();
+    let line = format!("/proc/{}/cmdline", daemon.state("").unwrap().pid);
+    eventually("the init has printed", || std::fs::read_to_string(&line).unwrap().starts_with("sleep"));
     daemon.kill("", 9, false).unwrap();
     daemon.wait("").unwrap();
     daemon.delete("").unwrap();
@@ -397,61 +398,6 @@ fn limits_are_updated() {
     refused(update("{}"), Code::NOT_FOUND);
     daemon.delete("").unwrap();
     daemon.end();
-}
-
-/// A hook that takes its time holds up nobody but the call that it belongs to.
-#[test]
-fn slow_hooks_hold_nobody_up() {
-    if !is_skiff() {
-        // The Go shim of 1.6 locks everything for the length of a Create.
-        return;
-    }
-    let slow = serde_json::json!([{"path": "/bin/sleep", "args": ["sleep", "2"]}]);
-    for kind in ["createRuntime", "poststop"] {
-        let mut bundle = Bundle::new(&["sleep", "1000"]);
-        bundle.spec["hooks"] = serde_json::json!({kind: slow});
-        let daemon = Daemon::with(bundle);
-        let quick = || with_timeout(500_000_000);
-        let connect = |client: &Task| {
-            client.connect(quick(), &ConnectRequest { id: daemon.id.clone(), ..Default::default() }).unwrap()
-        };
-        std::thread::scope(|scope| {
-            if kind == "createRuntime" {
-                let creating = scope.spawn(|| daemon.create().unwrap());
-                for _ in 0..10 {
-                    connect(&daemon.connect());
-                }
-                creating.join().unwrap();
-            } else {
-                daemon.create().unwrap();
-            }
-            daemon.begin("").unwrap();
-            daemon.kill("", 9, false).unwrap();
-            assert_eq!(daemon.wait("").unwrap(), 137);
-            let deleting = scope.spawn(|| daemon.delete(""));
-            if kind == "poststop" {
-                let other = daemon.connect();
-                let request = StateRequest { id: daemon.id.clone(), ..Default::default() };
-                for _ in 0..10 {
-                    connect(&other);
-                    assert_eq!(other.state(quick(), &request).unwrap().exit_status, 137);
-                }
-                // Of two Deletes one waits for the other, and finds nothing then.
-                let second =
-                    daemon.connect().delete(context(), &DeleteRequest { id: daemon.id.clone(), ..Default::default() });
-                let (done, refused_one) = match (deleting.join().unwrap(), second) {
-                    (Ok(status), other) => (status, other.map(|answer| answer.exit_status)),
-                    (first, Ok(answer)) => (answer.exit_status, first),
-                    both => panic!("{both:?}"),
-                };
-                assert_eq!(done, 137);
-                refused(refused_one, Code::NOT_FOUND);
-            } else {
-                assert_eq!(deleting.join().unwrap().unwrap(), 137);
-            }
-        });
-        daemon.end();
-    }
 }
 
 #[test]
