@@ -5,6 +5,7 @@ mod blocked;
 mod bootstrap;
 mod calls;
 mod daemon;
+mod endurance;
 mod protocol;
 mod raw;
 mod restart;
