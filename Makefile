@@ -9,7 +9,7 @@ STATIC = LIBSECCOMP_LINK_TYPE=static LIBSECCOMP_LIB_PATH=$$(dirname $$(cc -print
 # cargo-nextest where it is there: a process per test.
 RUN_TESTS := $(if $(shell command -v cargo-nextest),nextest run --no-fail-fast,test --no-fail-fast)
 
-.PHONY: help demo build test test-vm test-reference engines bench lint audit install
+.PHONY: help demo build test test-vm test-reference engines bench soak lint audit install
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -39,6 +39,10 @@ bench: build ## compare with runc, crun and the Go shim: table, target/bench.jso
 	contrib/install-deps --bench
 	cc -O2 -static -o target/floor contrib/bench/floor.c
 	$(CARGO) run --release --package skiff-bench -- --json target/bench.json --svg target/bench.svg $(BENCH)
+
+soak: build ## what a shim holds after a thousand containers and ten thousand execs: a table, beside the Go shim's
+	contrib/install-deps --bench
+	$(CARGO) run --release --package skiff-bench -- soak
 
 engines: build ## run containers with Podman and Docker, installed for it, and skiff as their runtime
 	contrib/engines

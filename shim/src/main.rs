@@ -13,6 +13,7 @@ mod logger;
 mod logging;
 mod metrics;
 mod options;
+mod pending;
 mod process;
 mod rootfs;
 mod sandbox;

@@ -29,6 +29,7 @@ use skiff::{Error, Kind, Result};
 use crate::error::precondition;
 use crate::events::timestamp;
 use crate::io::Paths;
+use crate::pending::Call;
 use crate::process::{Phase, Process};
 use crate::task::{Service, Shim};
 
@@ -342,7 +343,7 @@ impl SandboxService for Service {
         _: &TtrpcContext,
         request: CreateSandboxRequest,
     ) -> TtrpcResult<CreateSandboxResponse> {
-        self.ask(move |shim| async move {
+        self.ask(Call::new("CreateSandbox", &request.sandbox_id, ""), move |shim| async move {
             if shim.sandbox.borrow().is_some() {
                 return Err(Error::new(Kind::AlreadyExists, "the shim has a sandbox already"));
             }
@@ -354,7 +355,7 @@ impl SandboxService for Service {
     }
 
     async fn start_sandbox(&self, _: &TtrpcContext, request: StartSandboxRequest) -> TtrpcResult<StartSandboxResponse> {
-        self.ask(move |shim| async move {
+        self.ask(Call::new("StartSandbox", &request.sandbox_id, ""), move |shim| async move {
             let sandbox = find(&shim, &request.sandbox_id)?;
             let pid = sandbox.start()?;
             let created_at = MessageField::some(timestamp(sandbox.created));
@@ -378,7 +379,7 @@ impl SandboxService for Service {
     }
 
     async fn stop_sandbox(&self, _: &TtrpcContext, request: StopSandboxRequest) -> TtrpcResult<StopSandboxResponse> {
-        self.ask(move |shim| async move {
+        self.ask(Call::new("StopSandbox", &request.sandbox_id, ""), move |shim| async move {
             find(&shim, &request.sandbox_id)?.stop().await;
             Ok(StopSandboxResponse::default())
         })
@@ -386,7 +387,7 @@ impl SandboxService for Service {
     }
 
     async fn wait_sandbox(&self, _: &TtrpcContext, request: WaitSandboxRequest) -> TtrpcResult<WaitSandboxResponse> {
-        self.ask(move |shim| async move {
+        self.ask(Call::new("WaitSandbox", &request.sandbox_id, "").only_waits(), move |shim| async move {
             let sandbox = find(&shim, &request.sandbox_id)?;
             let exit = sandbox.holder.wait().await.ok_or_else(|| precondition("the shim is ending"))?;
             let exited_at = MessageField::some(timestamp(exit.at));
@@ -400,7 +401,7 @@ impl SandboxService for Service {
         _: &TtrpcContext,
         request: SandboxStatusRequest,
     ) -> TtrpcResult<SandboxStatusResponse> {
-        self.ask(move |shim| async move {
+        self.ask(Call::new("SandboxStatus", &request.sandbox_id, ""), move |shim| async move {
             let sandbox = find(&shim, &request.sandbox_id)?;
             let ready = sandbox.holder.phase() == Phase::Running;
             Ok(SandboxStatusResponse {
@@ -424,7 +425,7 @@ impl SandboxService for Service {
         _: &TtrpcContext,
         request: ShutdownSandboxRequest,
     ) -> TtrpcResult<ShutdownSandboxResponse> {
-        self.ask(move |shim| async move {
+        self.ask(Call::new("ShutdownSandbox", &request.sandbox_id, ""), move |shim| async move {
             if let Ok(sandbox) = find(&shim, &request.sandbox_id) {
                 sandbox.stop().await;
                 sandbox.remove_files();
@@ -441,7 +442,7 @@ impl SandboxService for Service {
         _: &TtrpcContext,
         request: SandboxMetricsRequest,
     ) -> TtrpcResult<SandboxMetricsResponse> {
-        self.ask(move |shim| async move {
+        self.ask(Call::new("SandboxMetrics", &request.sandbox_id, ""), move |shim| async move {
             let sandbox = find(&shim, &request.sandbox_id)?;
             let mut response = SandboxMetricsResponse::default();
             let metric = response.metrics.mut_or_insert_default();

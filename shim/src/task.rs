@@ -34,6 +34,7 @@ use crate::container::{
 use crate::error::{no_container, status};
 use crate::events::{Events, timestamp};
 use crate::io::{Manner, Name, Paths};
+use crate::pending::{Call, Calls};
 use crate::process::{Phase, Process, settle};
 use crate::{metrics, options, rootfs, sandbox};
 
@@ -56,6 +57,8 @@ pub struct Shim {
     socket: RefCell<Option<PathBuf>>,
     /// It is about to exit.
     leaving: std::cell::Cell<bool>,
+    /// Requests that are not answered yet.
+    pub calls: Calls,
     /// The pod, where there is no pause container.
     pub sandbox: sandbox::Slot,
     rootless: bool,
@@ -78,22 +81,34 @@ impl Service {
     }
 
     /// Lets the owner work on a request, and waits for its answer.
-    pub async fn ask<T, F, A>(&self, ask: A) -> TtrpcResult<T>
+    pub async fn ask<T, F, A>(&self, call: Call, ask: A) -> TtrpcResult<T>
     where
         T: Send + 'static,
         F: Future<Output = Result<T>> + 'static,
         A: FnOnce(Rc<Shim>) -> F + Send + 'static,
     {
-        let (answer, answered) = oneshot::channel();
+        let (mut answer, answered) = oneshot::channel();
         let job: Job = Box::new(move |shim| {
             Box::pin(async move {
-                let _ = answer.send(ask(shim).await);
+                let calls = shim.calls.clone();
+                let call = calls.begin(call);
+                let done = tokio::select! {
+                    done = ask(shim) => done,
+                    // What only waits ends with its client; what changes something is done to its end.
+                    () = answer.closed(), if call.only_waits => Err(gone_away()),
+                };
+                calls.answered(&call, done.as_ref().err());
+                let _ = answer.send(done);
             })
         });
         let gone = || ttrpc::Error::Others("shim is ending".to_string());
         self.jobs.send(job).map_err(|_| gone())?;
         answered.await.map_err(|_| gone())?.map_err(|err| status(&err))
     }
+}
+
+fn gone_away() -> Error {
+    Error::new(Kind::System, "the client has gone away")
 }
 
 /// After so long without a request memory goes back to the kernel: a create takes more of it than a container that runs.
@@ -130,6 +145,7 @@ impl Shim {
             containers: RefCell::default(),
             creating: watch::Sender::default(),
             shutdown_refused: std::cell::Cell::new(false),
+            calls: Calls::default(),
             sandbox: sandbox::Slot::default(),
             rootless: skiff::host::rootless(),
         })
@@ -141,7 +157,8 @@ impl Shim {
 
     /// Lines for the log.
     pub fn describe(&self) -> Vec<String> {
-        self.containers.borrow().values().map(|container| container.describe()).collect()
+        let containers = self.containers.borrow();
+        containers.values().map(|container| container.describe()).chain(self.calls.describe()).collect()
     }
 
     fn is_empty(&self) -> bool {
@@ -361,40 +378,59 @@ fn process_info((pid, exec_id): (u32, Option<String>)) -> ProcessInfo {
 #[async_trait]
 impl Task for Service {
     async fn state(&self, _: &TtrpcContext, request: StateRequest) -> TtrpcResult<StateResponse> {
-        self.ask(move |shim| async move { shim.state(&request) }).await
+        self.ask(Call::new("State", &request.id, &request.exec_id), move |shim| async move { shim.state(&request) })
+            .await
     }
 
     async fn create(&self, _: &TtrpcContext, request: CreateTaskRequest) -> TtrpcResult<CreateTaskResponse> {
-        let pid = self.ask(move |shim| async move { shim.create(request).await }).await?;
+        let pid = self
+            .ask(Call::new("Create", &request.id, ""), move |shim| async move { shim.create(request).await })
+            .await?;
         Ok(CreateTaskResponse { pid, ..CreateTaskResponse::default() })
     }
 
     async fn start(&self, _: &TtrpcContext, request: StartRequest) -> TtrpcResult<StartResponse> {
-        let pid =
-            self.ask(move |shim| async move { shim.container(&request.id)?.start(&request.exec_id).await }).await?;
+        let pid = self
+            .ask(Call::new("Start", &request.id, &request.exec_id), move |shim| async move {
+                shim.container(&request.id)?.start(&request.exec_id).await
+            })
+            .await?;
         Ok(StartResponse { pid, ..StartResponse::default() })
     }
 
     async fn delete(&self, _: &TtrpcContext, request: DeleteRequest) -> TtrpcResult<DeleteResponse> {
-        self.ask(move |shim| async move { shim.delete(request).await }).await
+        self.ask(
+            Call::new("Delete", &request.id, &request.exec_id),
+            move |shim| async move { shim.delete(request).await },
+        )
+        .await
     }
 
     async fn pids(&self, _: &TtrpcContext, request: PidsRequest) -> TtrpcResult<PidsResponse> {
-        let pids = self.ask(move |shim| async move { shim.container(&request.id)?.pids() }).await?;
+        let pids = self
+            .ask(Call::new("Pids", &request.id, ""), move |shim| async move { shim.container(&request.id)?.pids() })
+            .await?;
         let processes = pids.into_iter().map(process_info).collect();
         Ok(PidsResponse { processes, ..PidsResponse::default() })
     }
 
     async fn pause(&self, _: &TtrpcContext, request: PauseRequest) -> TtrpcResult<Empty> {
-        self.ask(move |shim| async move { shim.container(&request.id)?.pause().await }).await.map(|()| Empty::new())
+        self.ask(
+            Call::new("Pause", &request.id, ""),
+            move |shim| async move { shim.container(&request.id)?.pause().await },
+        )
+        .await
+        .map(|()| Empty::new())
     }
 
     async fn resume(&self, _: &TtrpcContext, request: ResumeRequest) -> TtrpcResult<Empty> {
-        self.ask(move |shim| async move { shim.container(&request.id)?.resume() }).await.map(|()| Empty::new())
+        self.ask(Call::new("Resume", &request.id, ""), move |shim| async move { shim.container(&request.id)?.resume() })
+            .await
+            .map(|()| Empty::new())
     }
 
     async fn checkpoint(&self, _: &TtrpcContext, request: api::CheckpointTaskRequest) -> TtrpcResult<Empty> {
-        self.ask(move |shim| async move {
+        self.ask(Call::new("Checkpoint", &request.id, ""), move |shim| async move {
             let container = shim.container(&request.id)?;
             container.checkpoint(options::checkpoint(request.options.as_ref(), &request.path)?).await
         })
@@ -403,15 +439,15 @@ impl Task for Service {
     }
 
     async fn kill(&self, _: &TtrpcContext, request: KillRequest) -> TtrpcResult<Empty> {
-        self.ask(
-            move |shim| async move { shim.container(&request.id)?.kill(&request.exec_id, request.signal, request.all) },
-        )
+        self.ask(Call::new("Kill", &request.id, &request.exec_id), move |shim| async move {
+            shim.container(&request.id)?.kill(&request.exec_id, request.signal, request.all)
+        })
         .await
         .map(|()| Empty::new())
     }
 
     async fn exec(&self, _: &TtrpcContext, request: ExecProcessRequest) -> TtrpcResult<Empty> {
-        self.ask(move |shim| async move {
+        self.ask(Call::new("Exec", &request.id, &request.exec_id), move |shim| async move {
             let container = shim.container(&request.id)?;
             if request.exec_id.is_empty() {
                 return Err(Error::invalid("exec_id", "must not be empty"));
@@ -430,7 +466,7 @@ impl Task for Service {
     }
 
     async fn resize_pty(&self, _: &TtrpcContext, request: ResizePtyRequest) -> TtrpcResult<Empty> {
-        self.ask(move |shim| async move {
+        self.ask(Call::new("ResizePty", &request.id, &request.exec_id), move |shim| async move {
             let process = shim.container(&request.id)?.process(&request.exec_id)?;
             if process.exit().is_some() && !request.exec_id.is_empty() {
                 return Err(crate::error::precondition("cannot resize a stopped process"));
@@ -442,7 +478,7 @@ impl Task for Service {
     }
 
     async fn close_io(&self, _: &TtrpcContext, request: CloseIORequest) -> TtrpcResult<Empty> {
-        self.ask(move |shim| async move {
+        self.ask(Call::new("CloseIO", &request.id, &request.exec_id), move |shim| async move {
             let process = shim.container(&request.id)?.process(&request.exec_id)?;
             if request.stdin {
                 process.close_stdin();
@@ -454,7 +490,7 @@ impl Task for Service {
     }
 
     async fn update(&self, _: &TtrpcContext, request: UpdateTaskRequest) -> TtrpcResult<Empty> {
-        self.ask(move |shim| async move {
+        self.ask(Call::new("Update", &request.id, ""), move |shim| async move {
             let resources =
                 serde_json::from_slice(&request.resources.value).map_err(|e| Error::invalid("resources", e))?;
             shim.container(&request.id)?.update(resources).await
@@ -465,7 +501,7 @@ impl Task for Service {
 
     async fn wait(&self, _: &TtrpcContext, request: WaitRequest) -> TtrpcResult<WaitResponse> {
         let exit = self
-            .ask(move |shim| async move {
+            .ask(Call::new("Wait", &request.id, &request.exec_id).only_waits(), move |shim| async move {
                 let process = shim.container(&request.id)?.process(&request.exec_id)?;
                 process.wait().await.ok_or_else(|| no_container(&request.id))
             })
@@ -478,21 +514,25 @@ impl Task for Service {
     }
 
     async fn stats(&self, _: &TtrpcContext, request: StatsRequest) -> TtrpcResult<StatsResponse> {
-        let stats = self.ask(move |shim| async move { shim.container(&request.id)?.stats() }).await?;
+        let stats = self
+            .ask(Call::new("Stats", &request.id, ""), move |shim| async move { shim.container(&request.id)?.stats() })
+            .await?;
         Ok(StatsResponse { stats: MessageField::some(metrics::any(&stats)), ..StatsResponse::default() })
     }
 
     /// Never fails: it is how containerd finds out whether a shim lives.
     async fn connect(&self, _: &TtrpcContext, request: ConnectRequest) -> TtrpcResult<ConnectResponse> {
         let task_pid = self
-            .ask(move |shim| async move { Ok(shim.container(&request.id).map_or(0, |c| c.init.pid())) })
+            .ask(Call::new("Connect", &request.id, ""), move |shim| async move {
+                Ok(shim.container(&request.id).map_or(0, |c| c.init.pid()))
+            })
             .await
             .unwrap_or(0);
         Ok(ConnectResponse { shim_pid: std::process::id(), task_pid, ..ConnectResponse::default() })
     }
 
-    async fn shutdown(&self, _: &TtrpcContext, _: ShutdownRequest) -> TtrpcResult<Empty> {
-        self.ask(move |shim| async move {
+    async fn shutdown(&self, _: &TtrpcContext, request: ShutdownRequest) -> TtrpcResult<Empty> {
+        self.ask(Call::new("Shutdown", &request.id, ""), move |shim| async move {
             shim.shutdown();
             Ok(())
         })

@@ -6,6 +6,7 @@ mod bootstrap;
 mod calls;
 mod daemon;
 mod endurance;
+mod log;
 mod protocol;
 mod raw;
 mod restart;

@@ -1,13 +1,14 @@
 //! The benchmark: skiff beside runc, crun and the Go shim, in turns within one run, as medians and ratios.
 //!
-//! `bench [--quick] [--json FILE] [--svg FILE] [cli] [shim] [memory] [output] [growth] [containerd]`; SKIFF, SHIM, RUNC,
-//! CRUN, GO_SHIM and FLOOR name programs.
+//! `bench [--quick] [--json FILE] [--svg FILE] [cli] [shim] [memory] [output] [growth] [containerd] [soak]`, the last one
+//! only when it is asked for; SKIFF, SHIM, RUNC, CRUN, GO_SHIM and FLOOR name programs.
 
 mod cli;
 mod daemon;
 mod engine;
 mod picture;
 mod shim;
+mod soak;
 
 use std::path::PathBuf;
 use std::time::Instant;
@@ -105,6 +106,9 @@ fn main() {
         if wanted(name) {
             run(&mut bench);
         }
+    }
+    if words.iter().any(|word| word == "soak") {
+        soak::run(&mut bench);
     }
     if bench.noisy {
         println!(

@@ -8,7 +8,8 @@ use skiff_test_support::{Bundle, unique};
 use crate::daemon::{Daemon, LOG};
 use crate::{Bench, Contender, milliseconds, program};
 
-fn shims() -> Vec<(&'static str, PathBuf)> {
+/// Those that are measured, by name.
+pub fn shims() -> Vec<(&'static str, PathBuf)> {
     let default = "target/release/containerd-shim-skiff-v2";
     let default = std::fs::canonicalize(default).map_or_else(|_| default.to_string(), |p| p.display().to_string());
     let all = [("skiff", "SHIM", default.as_str()), ("Go shim", "GO_SHIM", "containerd-shim-runc-v2")];
@@ -67,7 +68,7 @@ fn running(shim: &Path) -> Daemon {
 }
 
 /// KiB of a process by the name of a line of smaps_rollup.
-fn rollup(pid: i32, name: &str) -> f64 {
+pub fn rollup(pid: i32, name: &str) -> f64 {
     let text = std::fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).unwrap_or_default();
     let line = text.lines().find_map(|line| line.strip_prefix(name));
     line.and_then(|rest| rest.split_whitespace().next()?.parse().ok()).unwrap_or(0.0)
