@@ -10,6 +10,7 @@ mod log;
 mod protocol;
 mod raw;
 mod restart;
+mod streams;
 mod tasks;
 mod wedge;
 

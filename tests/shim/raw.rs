@@ -17,7 +17,7 @@ use skiff_test_support::{Bundle, LeakCheck, eventually};
 use crate::daemon::{Daemon, context, frame, is_skiff, refused};
 
 /// Reads a FIFO to its end, from a thread.
-fn reader(path: &Path) -> JoinHandle<String> {
+pub fn reader(path: &Path) -> JoinHandle<String> {
     let path = path.to_path_buf();
     std::thread::spawn(move || std::fs::read_to_string(path).expect("a FIFO"))
 }
