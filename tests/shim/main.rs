@@ -4,6 +4,7 @@
 mod blocked;
 mod bootstrap;
 mod calls;
+mod crash;
 mod daemon;
 mod endurance;
 mod log;

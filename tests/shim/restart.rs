@@ -1,10 +1,17 @@
 //! containerd goes and comes back; shims die.
 
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use skiff_test_support::{Containerd, eventually, unique};
 
 crate::under_both!(
     output_survives_a_restart_of_containerd,
+    nothing_is_lost_when_containerd_is_restarted_under_load,
     a_killed_shim_is_cleaned_up_after,
+    a_shim_that_is_told_to_end_is_cleaned_up_after,
     a_killed_shim_of_a_group_takes_all_with_it,
 );
 
@@ -36,37 +43,120 @@ fn unmounted(id: &str) {
     eventually("its rootfs is unmounted", || !mounts().contains(&format!("/{id}/rootfs")));
 }
 
-fn a_killed_shim_is_cleaned_up_after(containerd: &mut Containerd) {
-    let id = unique("killed");
-    containerd.run(&["-d"], &id, &["sleep", "1000"]).ok();
-    let init = containerd.pid(&id);
-    for shim in containerd.shims() {
-        assert!(
-            std::process::Command::new("kill").args(["-KILL", &shim.to_string()]).status().expect("kill").success()
+/// Writers that end with statuses of their own, and exec after exec in one that goes on, while containerd is killed and
+/// started again and again.
+fn nothing_is_lost_when_containerd_is_restarted_under_load(containerd: &mut Containerd) {
+    const LINES: usize = 40;
+    let dir = containerd.dir().to_path_buf();
+    let log = |id: &str| dir.join(format!("{id}.log"));
+    let lines = |id: &str| std::fs::read_to_string(log(id)).unwrap_or_default().lines().count();
+    let start = |containerd: &Containerd, id: &str, script: &str| {
+        let uri = format!("file://{}", log(id).display());
+        containerd.run(&["-d", "--log-uri", &uri], id, &["sh", "-c", script]).ok();
+    };
+    let writers: Vec<(String, usize)> = (11..14).map(|status| (unique("writer"), status)).collect();
+    for (id, status) in &writers {
+        // One after the other they end, some while containerd is away.
+        let pause = 0.01 * *status as f64;
+        start(
+            containerd,
+            id,
+            &format!("for i in $(seq 1 {LINES}); do echo line $i; sleep {pause}; done; exit {status}"),
         );
     }
-    eventually("the task is gone", || containerd.status(&id).is_none());
-    eventually("its process is gone", || !std::path::Path::new(&format!("/proc/{init}")).exists());
-    unmounted(&id);
-    containerd.ctr(&["containers", "rm", &id]).ok();
+    let stays = unique("stays");
+    start(containerd, &stays, "while echo still there; do sleep 0.05; done");
+    let inits: Vec<i32> = std::iter::once(containerd.pid(&stays)).collect();
+    for round in 0..3 {
+        {
+            let (containerd, stays, down) = (&*containerd, &stays, AtomicBool::new(false));
+            std::thread::scope(|scope| {
+                let execs = scope.spawn(|| {
+                    let mut done = 0;
+                    while !down.load(Ordering::SeqCst) {
+                        let name = format!("e{round}-{done}");
+                        let exec = containerd.ctr(&["tasks", "exec", "--exec-id", &name, stays, "sh", "-c", "exit 6"]);
+                        assert_eq!(exec.code, 6, "{exec:?}");
+                        done += 1;
+                    }
+                    done
+                });
+                std::thread::sleep(std::time::Duration::from_millis(400));
+                down.store(true, Ordering::SeqCst);
+                assert!(execs.join().expect("execs") > 0);
+            });
+        }
+        // One is under way when it goes.
+        let left = unique("left");
+        let mut under_way = containerd.ctr_background(&["tasks", "exec", "--exec-id", &left, &stays, "sleep", "0.3"]);
+        std::thread::sleep(std::time::Duration::from_millis(100));
+        containerd.down();
+        let _ = under_way.kill();
+        let _ = under_way.wait();
+        let seen = lines(&stays);
+        eventually("it writes on without containerd", || lines(&stays) > seen + 2);
+        containerd.up();
+        assert_eq!(containerd.status(&stays).as_deref(), Some("RUNNING"));
+    }
+    assert_eq!(containerd.pid(&stays), inits[0]);
+    for (id, status) in &writers {
+        eventually("it has written all", || lines(id) == LINES);
+        if containerd.is_skiff() {
+            // The Go shim's containers that exit while containerd is away lose their status, or all.
+            eventually("it is known to have stopped", || containerd.status(id).as_deref() == Some("STOPPED"));
+            let done = containerd.ctr(&["tasks", "rm", id]);
+            assert!(done.err.contains(&status.to_string()), "the exit status is kept: {done:?}");
+        } else {
+            containerd.ctr(&["tasks", "rm", "-f", id]);
+        }
+        containerd.ctr(&["containers", "rm", id]).ok();
+    }
+    containerd.ctr(&["tasks", "kill", "-s", "KILL", &stays]).ok();
+    eventually("the task stops", || containerd.status(&stays).as_deref() == Some("STOPPED"));
+    containerd.ctr(&["tasks", "rm", &stays]);
+    containerd.ctr(&["containers", "rm", &stays]).ok();
+}
+
+/// A shim that ends by this signal takes its containers with it; containerd tells of the end of each, with 137.
+fn ends_by(signal: Signal, containerd: &Containerd, ids: &[String], flags: &[&str]) {
+    let mut events = containerd.ctr_background(&["events"]);
+    std::thread::sleep(std::time::Duration::from_millis(500));
+    for id in ids {
+        containerd.run(&[&["-d"][..], flags].concat(), id, &["sleep", "1000"]).ok();
+    }
+    let inits: Vec<i32> = ids.iter().map(|id| containerd.pid(id)).collect();
+    let shims = containerd.shims();
+    assert_eq!(shims.len(), 1, "one shim serves them all");
+    kill(Pid::from_raw(shims[0]), signal).expect("kill");
+    for (id, init) in ids.iter().zip(inits) {
+        eventually("the task is gone", || containerd.status(id).is_none());
+        eventually("its process is gone", || !Path::new(&format!("/proc/{init}")).exists());
+        unmounted(id);
+        containerd.ctr(&["containers", "rm", id]).ok();
+    }
+    std::thread::sleep(std::time::Duration::from_millis(500));
+    let _ = events.kill();
+    let mut text = String::new();
+    std::io::Read::read_to_string(events.stdout.as_mut().expect("piped"), &mut text).expect("events");
+    let _ = events.wait();
+    for id in ids {
+        let exit = text.lines().find(|line| line.contains("/tasks/exit") && line.contains(id.as_str()));
+        let exit = exit.unwrap_or_else(|| panic!("the exit of {id}: {text}"));
+        assert!(exit.contains("\"exit_status\":137"), "{exit}");
+    }
+}
+
+fn a_killed_shim_is_cleaned_up_after(containerd: &mut Containerd) {
+    ends_by(Signal::SIGKILL, containerd, &[unique("killed")], &[]);
+}
+
+fn a_shim_that_is_told_to_end_is_cleaned_up_after(containerd: &mut Containerd) {
+    ends_by(Signal::SIGTERM, containerd, &[unique("told")], &[]);
 }
 
 fn a_killed_shim_of_a_group_takes_all_with_it(containerd: &mut Containerd) {
     let leader = unique("leader");
     let annotation = format!("io.containerd.runc.v2.group={leader}");
     let ids = [leader, unique("member"), unique("member")];
-    for id in &ids {
-        containerd.run(&["-d", "--annotation", &annotation], id, &["sleep", "1000"]).ok();
-    }
-    let inits: Vec<i32> = ids.iter().map(|id| containerd.pid(id)).collect();
-    let shims = containerd.shims();
-    assert_eq!(shims.len(), 1, "one shim serves the group");
-    let killed = std::process::Command::new("kill").args(["-KILL", &shims[0].to_string()]).status();
-    assert!(killed.expect("kill").success());
-    for (id, init) in ids.iter().zip(inits) {
-        eventually("the task is gone", || containerd.status(id).is_none());
-        eventually("its process is gone", || !std::path::Path::new(&format!("/proc/{init}")).exists());
-        unmounted(id);
-        containerd.ctr(&["containers", "rm", id]).ok();
-    }
+    ends_by(Signal::SIGKILL, containerd, &ids, &["--annotation", &annotation]);
 }
