@@ -421,3 +421,74 @@ fn of_exec_processes() {
     }
     daemon.end();
 }
+
+/// The calls in this order: an exec process whose program is not there, and then one that comes too late.
+#[test]
+fn of_exec_processes_that_do_not_start() {
+    let daemon = Daemon::start(&["sleep", "1000"]);
+    for step in ["Create", "Start"] {
+        succeed(&daemon, step, "");
+    }
+    daemon.exec("e", &["no-such-program"]).unwrap();
+    let no_program = if is_skiff() {
+        "INVALID_ARGUMENT: executable file not found in $PATH"
+    } else {
+        "UNKNOWN: executable file not found in $PATH"
+    };
+    // The Go shim has it created again, with an exit of 0 all the same.
+    for (name, want) in [
+        ("Start", no_program),
+        ("State", "ok e STOPPED pid=0 exit=255 terminal=false / ok e CREATED pid=0 exit=0 terminal=false"),
+        ("Wait", "ok exit=255 / ok exit=0"),
+        ("Kill", "finished / FAILED_PRECONDITION: process not created"),
+        ("CloseIO", "ok"),
+        ("Delete", "ok pid=0 exit=255 / ok pid=0 exit=0"),
+        ("State", "gone"),
+    ] {
+        let answer = call(&daemon, name, "e", 0);
+        assert!(matches(&answer, want), "{name}: {answer} instead of {want}");
+    }
+    daemon.exec("late", &["true"]).unwrap();
+    daemon.kill("", 9, false).unwrap();
+    daemon.wait("").unwrap();
+    for (name, want) in
+        [("Start", "no: "), ("Kill", "FAILED_PRECONDITION: process"), ("Delete", "ok pid=0 exit=0"), ("State", "gone")]
+    {
+        let answer = call(&daemon, name, "late", 0);
+        assert!(matches(&answer, want), "late {name}: {answer} instead of {want}");
+    }
+    daemon.delete("").unwrap();
+    let want = ["create", "start", "exec-added e", "exec-added late", "exit init 137", "delete 137"];
+    told(&daemon, "in the end", &want);
+    daemon.end();
+}
+
+/// An init whose program turns out to be none when it is started.
+#[test]
+fn of_a_container_that_does_not_start() {
+    if !is_skiff() {
+        // runc has answered by then.
+        return;
+    }
+    let bundle = skiff_test_support::Bundle::new(&["bad"]);
+    let program = bundle.rootfs().join("bin/bad");
+    std::fs::write(&program, "not a program").unwrap();
+    std::fs::set_permissions(&program, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    let daemon = Daemon::with(bundle);
+    for (name, want) in [
+        ("Create", "ok pid>0=true"),
+        ("Start", "INVALID_ARGUMENT: exec format error"),
+        ("Wait", "ok exit=1"),
+        ("State", "ok ID STOPPED pid=PID exit=1 terminal=false"),
+        ("Kill", "finished"),
+        ("Exec", "no: cannot exec"),
+        ("Start", "no: cannot start"),
+        ("Delete", "ok pid=PID exit=1"),
+        ("State", "gone"),
+    ] {
+        let answer = call(&daemon, name, "", pid(&daemon, ""));
+        assert!(matches(&answer, want), "{name}: {answer} instead of {want}");
+    }
+    told(&daemon, "in the end", &["create", "exit init 1", "delete 1"]);
+    daemon.end();
+}
