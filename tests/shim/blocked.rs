@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use containerd_shim_protos::api::{ConnectRequest, CreateTaskRequest, PidsRequest, StateRequest, StatsRequest, Status};
 use containerd_shim_protos::ttrpc::{self, Code};
 use containerd_shim_protos::types::mount::Mount;
-use skiff_test_support::{Bundle, eventually, unique};
+use skiff_test_support::{Bundle, LeakCheck, eventually, unique};
 
 use crate::daemon::{Container, Daemon, context, is_skiff, refused};
 use crate::wedge::{Gate, Wedge};
@@ -162,10 +162,9 @@ fn the_unmount_of_a_rootfs() {
 fn a_failed_create_is_taken_back_before_its_answer() {
     let mut bundle = Bundle::new(&["no-such-program"]);
     let image = image(&bundle);
-    let daemon = Daemon::with({
-        bundle.spec["linux"]["cgroupsPath"] = serde_json::json!(format!("/{}", unique("failed")));
-        bundle
-    });
+    let group = unique("failed");
+    bundle.spec["linux"]["cgroupsPath"] = serde_json::json!(format!("/{group}"));
+    let daemon = Daemon::with(bundle);
     let mounts = || std::fs::read_to_string("/proc/self/mountinfo").unwrap();
     let at = daemon.bundle.rootfs().display().to_string();
     let broken = Mount { type_: "tmpfs".into(), options: vec!["nope=1".into()], ..Mount::default() };
@@ -177,6 +176,7 @@ fn a_failed_create_is_taken_back_before_its_answer() {
         assert!(err.contains("tmpfs") || !is_skiff(), "{err}");
         assert!(!mounts().contains(&at));
     }
+    LeakCheck::new(&[&group]).end();
     daemon.end();
 }
 
