@@ -76,48 +76,6 @@ fn start_answers_with_the_address_alone() {
 }
 
 #[test]
-fn a_group_shares_a_shim() {
-    let one = tempfile::tempdir().unwrap();
-    let group = unique("pod");
-    let config = format!(r#"{{"annotations":{{"io.kubernetes.cri.sandbox-id":"{group}"}}}}"#);
-    std::fs::write(one.path().join("config.json"), config).unwrap();
-    let (ok, first) = start(one.path(), &unique("a"));
-    assert!(ok, "{first}");
-    assert_eq!(start(one.path(), &unique("b")), (true, first));
-    stop(one.path());
-}
-
-#[test]
-fn concurrent_starts_of_a_group_agree() {
-    let bundle = tempfile::tempdir().unwrap();
-    let id = unique("race");
-    std::fs::write(bundle.path().join("config.json"), "{}").unwrap();
-    let replies: Vec<(bool, String)> = std::thread::scope(|scope| {
-        let starts: Vec<_> = (0..8).map(|_| scope.spawn(|| start(bundle.path(), &id))).collect();
-        starts.into_iter().map(|start| start.join().unwrap()).collect()
-    });
-    assert!(replies.iter().all(|reply| *reply == replies[0] && reply.0), "{replies:?}");
-    stop(bundle.path());
-}
-
-#[test]
-fn a_dead_socket_is_replaced() {
-    let bundle = tempfile::tempdir().unwrap();
-    let id = unique("dead");
-    std::fs::write(bundle.path().join("config.json"), "{}").unwrap();
-    let (_, reply) = start(bundle.path(), &id);
-    let line = format!("{}/none.sock", bundle.path().display());
-    Command::new("pkill").args(["-KILL", "-f", &line]).status().unwrap();
-    eventually("the daemon is dead", || {
-        !Command::new("pgrep").args(["-f", &line]).stdout(Stdio::null()).status().unwrap().success()
-    });
-    assert!(Path::new(&reply[7..]).exists(), "a killed daemon leaves its socket");
-    assert_eq!(start(bundle.path(), &id), (true, reply.clone()));
-    std::os::unix::net::UnixStream::connect(&reply[7..]).expect("it listens again");
-    stop(bundle.path());
-}
-
-#[test]
 fn start_says_what_is_wrong_with_its_input() {
     let bundle = tempfile::tempdir().unwrap();
     std::fs::write(bundle.path().join("config.json"), "{").unwrap();
