@@ -76,6 +76,9 @@ pub struct Create {
     pub trace: Option<Trace>,
     /// Make the directory [`NOTIFY`] in the state directory, which the spec's mounts name.
     pub notify: bool,
+    /// It is there to hold namespaces: instead of a program the init is a copy of the caller that waits, reaps, and ends
+    /// at SIGTERM. A process with a label, which comes with a program alone, runs its program still.
+    pub pause: bool,
 }
 
 /// The directory below the state directory that holds the socket for sd_notify(3).
@@ -312,7 +315,7 @@ fn prepare(request: Create, spec: &Spec) -> Result<Prepared> {
     let mark = |step| request.trace.iter().for_each(|trace| trace.mark(Track::Parent, step));
     mark("plan");
     let bundle = absolute(&request.bundle)?;
-    let plan = plan::build(
+    let mut plan = plan::build(
         &Request {
             id: &request.id,
             bundle: &bundle,
@@ -325,6 +328,8 @@ fn prepare(request: Create, spec: &Spec) -> Result<Prepared> {
         spec,
         &Cgroups::read()?,
     )?;
+    let labelled = plan.process.apparmor.is_some() || plan.process.selinux.is_some();
+    plan.process.pause = (request.pause && !labelled).then(|| request.id.clone());
     check_preserved(request.preserve_fds)?;
     mark("compile seccomp");
     let filter = plan.seccomp.as_ref().map(seccomp::compile).transpose()?;

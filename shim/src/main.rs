@@ -13,6 +13,7 @@ mod logger;
 mod logging;
 mod metrics;
 mod options;
+mod pause;
 mod pending;
 mod process;
 mod rootfs;
@@ -27,9 +28,6 @@ use std::process::ExitCode;
 use args::{Action, Args};
 
 fn main() -> ExitCode {
-    if std::env::args_os().next().is_some_and(|name| name == skiff::launch::pod::NAME) {
-        skiff::launch::pod::run();
-    }
     let args = match Args::parse(std::env::args().skip(1)) {
         Ok(args) => args,
         Err(err) => return fail(&err),

@@ -27,6 +27,8 @@ pub struct Options {
     pub systemd_cgroup: bool,
     /// Where CRIU works and logs.
     pub criu_work_path: Option<PathBuf>,
+    /// Pods are held by a process of the shim's, without the program of the pause image. A key of skiff's own.
+    pub builtin_pause: bool,
 }
 
 /// Reads options. A type that is not known is not for us.
@@ -45,6 +47,7 @@ pub fn parse(any: Option<&Any>) -> Result<Options> {
                 root: Some(runc.root).filter(|root| !root.is_empty()).map(PathBuf::from),
                 systemd_cgroup: runc.systemd_cgroup,
                 criu_work_path: Some(runc.criu_work_path).filter(|path| !path.is_empty()).map(PathBuf::from),
+                builtin_pause: false,
             })
         }
         "runtimeoptions.v1.Options" => {
@@ -128,6 +131,7 @@ fn toml(text: &str) -> std::result::Result<Options, String> {
             "NoPivotRoot" => out.no_pivot_root = flag()?,
             "NoNewKeyring" => out.no_new_keyring = flag()?,
             "SystemdCgroup" => out.systemd_cgroup = flag()?,
+            "BuiltinPause" => out.builtin_pause = flag()?,
             "ShimCgroup" => out.shim_cgroup = string()?,
             "IoUid" => out.io_uid = number()?,
             "IoGid" => out.io_gid = number()?,
@@ -158,11 +162,12 @@ mod tests {
     #[test]
     fn generic_options_carry_a_table() {
         let mut value = vec![26, 0];
-        let body = "SystemdCgroup = true\nBinaryName = \"x\"\n# c\nIoUid = 5\nRoot = '/a b'\n";
+        let body = "SystemdCgroup = true\nBuiltinPause = true\nBinaryName = \"x\"\n# c\nIoUid = 5\nRoot = '/a b'\n";
         value[1] = body.len() as u8;
         value.extend(body.bytes());
         let options = parse(Some(&any("runtimeoptions.v1.Options", value))).unwrap();
         assert_eq!((options.systemd_cgroup, options.io_uid, options.root), (true, 5, Some("/a b".into())));
+        assert!(options.builtin_pause);
         assert!(toml("IoUid = x").unwrap_err().starts_with("IoUid: "));
     }
 

@@ -59,7 +59,8 @@ struct Config {
     network: u64,
     pid: u64,
     ipc: u64,
-    user_namespace: bool,
+    /// The host's ids of root in the pod's user namespace, if it has one.
+    users: Option<(u32, u32)>,
 }
 
 const NODE: u64 = 2;
@@ -75,6 +76,35 @@ fn message(bytes: &[u8], mut field: impl FnMut(u32, &mut CodedInputStream<'_>) -
         }
     }
     Ok(())
+}
+
+/// UserNamespace: the host's uid and gid of its root. None when the pod has the node's, mode NODE.
+fn users(bytes: &[u8]) -> Parsed<Option<(u32, u32)>> {
+    let (mut mode, mut uid, mut gid) = (0, None, None);
+    message(bytes, |tag, input| {
+        match tag {
+            8 => mode = input.read_uint64()?,
+            18 => uid = uid.or(root(&input.read_bytes()?)?),
+            26 => gid = gid.or(root(&input.read_bytes()?)?),
+            _ => return Ok(false),
+        }
+        Ok(true)
+    })?;
+    Ok(uid.zip(gid).filter(|_| mode != NODE))
+}
+
+/// IDMapping: the host's id of 0, if it is in it.
+fn root(bytes: &[u8]) -> Parsed<Option<u32>> {
+    let (mut host, mut container) = (0, 0);
+    message(bytes, |tag, input| {
+        match tag {
+            8 => host = input.read_uint32()?,
+            16 => container = input.read_uint32()?,
+            _ => return Ok(false),
+        }
+        Ok(true)
+    })?;
+    Ok(Some(host).filter(|_| container == 0))
 }
 
 impl Config {
@@ -133,14 +163,7 @@ impl Config {
                 8 => self.network = input.read_uint64()?,
                 16 => self.pid = input.read_uint64()?,
                 24 => self.ipc = input.read_uint64()?,
-                42 => message(&input.read_bytes()?, |tag, input| match tag {
-                    // UserNamespace.mode: POD, the first of the enumeration.
-                    8 => {
-                        self.user_namespace = input.read_uint64()? == 0;
-                        Ok(true)
-                    }
-                    _ => Ok(false),
-                })?,
+                42 => self.users = users(&input.read_bytes()?)?,
                 _ => return Ok(false),
             }
             Ok(true)
@@ -172,11 +195,9 @@ impl Sandbox {
             Some(any) => Config::parse(&any.value).map_err(|e| Error::invalid("options", e))?,
             None => Config::default(),
         };
-        if config.user_namespace {
+        if config.users.is_some() && config.network == NODE {
             let field = "options: linux.security_context.namespace_options.userns_options";
-            return Err(
-                Error::invalid(field, "not supported yet without a pause container").with_kind(Kind::Unsupported)
-            );
+            return Err(Error::invalid(field, "needs a network of the pod's own").with_kind(Kind::Unsupported));
         }
         let netns = Some(&request.netns_path).filter(|path| !path.is_empty() && config.network != NODE);
         let netns = netns.map(|path| CString::new(path.as_str())).transpose();
@@ -197,9 +218,12 @@ impl Sandbox {
 
     /// What the containers of a pod share beside namespaces, as CRI makes it for a pause container.
     fn files(&self) -> Result<()> {
+        let (uid, gid) = self.config.users.unwrap_or_default();
         let write = |name: &str, text: &str| {
             let path = self.bundle.join(name);
-            std::fs::write(&path, text).map_err(|e| Error::io(format!("write {:?}", path.display().to_string()), &e))
+            std::fs::write(&path, text)
+                .and_then(|()| std::os::unix::fs::chown(&path, Some(uid), Some(gid)))
+                .map_err(|e| Error::io(format!("write {:?}", path.display().to_string()), &e))
         };
         let host = |path: &str| std::fs::read_to_string(path).unwrap_or_default();
         let hostname = match self.config.hostname.as_str() {
@@ -216,7 +240,8 @@ impl Sandbox {
         let fail = |e| Error::io(format!("make {:?}", shm.display().to_string()), &e);
         std::fs::create_dir(&shm).or_else(|e| if shm.is_dir() { Ok(()) } else { Err(e) }).map_err(fail)?;
         let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
-        mount(Some("shm"), &shm, Some("tmpfs"), flags, Some("mode=1777,size=65536k"))
+        let options = format!("mode=1777,size=65536k,uid={uid},gid={gid}");
+        mount(Some("shm"), &shm, Some("tmpfs"), flags, Some(options.as_str()))
             .map_err(|errno| Error::sys(format!("mount tmpfs at {:?}", shm.display().to_string()), errno))
     }
 
@@ -251,6 +276,7 @@ impl Sandbox {
             id: &self.id,
             namespaces,
             netns: self.netns.as_deref(),
+            in_user_namespace: self.config.users.is_some(),
             hostname,
             sysctls: &sysctls,
         })?;
@@ -472,7 +498,17 @@ mod tests {
         assert_eq!((config.hostname.as_str(), config.cgroup_parent.as_str()), ("h", "/p"));
         assert_eq!((config.network, config.pid, config.ipc), (NODE, 1, 0));
         assert_eq!(config.sysctls["k"], "v");
+        assert_eq!(config.users, None);
         assert_eq!(config.resolv_conf().unwrap(), "search a\nnameserver 192.0.2.1\n");
         assert!(Config::parse(&bytes[..bytes.len() - 5]).is_err());
+    }
+
+    #[test]
+    fn the_users_of_a_pod_are_those_of_its_first_map_of_root() {
+        // uids {host 5, container 0, length 9}, gids {host 8, container 7}, gids {host 6}; then the mode.
+        let maps = [18, 6, 8, 5, 16, 0, 24, 9, 26, 4, 8, 8, 16, 7, 26, 2, 8, 6];
+        assert_eq!(users(&maps).unwrap(), Some((5, 6)));
+        assert_eq!(users(&[&maps[..], &[8, NODE as u8]].concat()).unwrap(), None);
+        assert_eq!(users(&[]).unwrap(), None);
     }
 }

@@ -36,7 +36,7 @@ use crate::events::{Events, timestamp};
 use crate::io::{Manner, Name, Paths};
 use crate::pending::{Call, Calls};
 use crate::process::{Phase, Process, settle};
-use crate::{metrics, options, rootfs, sandbox};
+use crate::{metrics, options, pause, rootfs, sandbox};
 
 /// Base of the state directories, as the Go shim has it: other programs look there.
 pub const DEFAULT_ROOT: &str = "/run/containerd/runc";
@@ -237,6 +237,7 @@ impl Shim {
                 notify: false,
                 trace: None,
                 rootless: self.rootless,
+                pause: pause::wanted(&spec, options.builtin_pause),
             };
             let init = Process::new("", paths);
             let home = Home { root, namespace: self.namespace.clone(), mounted, work: options.criu_work_path };

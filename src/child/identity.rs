@@ -143,7 +143,7 @@ pub fn become_user(
         chdir(&plan.cwd).at(Step::Chdir)?;
     }
     cwd_is_inside()?;
-    let program = find_program(plan)?;
+    let program = if plan.pause.is_some() { CString::default() } else { find_program(plan)? };
     if plan.no_new_privs && notifies(filter) {
         install(filter, report)?;
     }

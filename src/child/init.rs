@@ -19,7 +19,8 @@ use crate::hooks;
 use crate::plan::Plan;
 use crate::sys::clone::{self, Side};
 use crate::sys::path;
-use crate::sys::process::{self as sys, SockFilter};
+use crate::sys::pause::{self, Layout};
+use crate::sys::process::{self as sys, CapSets, SockFilter};
 use crate::trace::{Trace, Track};
 
 /// Everything that the child needs beside its own copy of the parent's memory.
@@ -56,6 +57,8 @@ pub struct Init<'a> {
     pub state: serde_json::Map<String, serde_json::Value>,
     /// Where the steps are marked.
     pub trace: Option<Trace>,
+    /// It runs no program, but becomes a pause process with this memory.
+    pub pause: Option<Layout>,
 }
 
 impl Init<'_> {
@@ -101,7 +104,7 @@ fn birth(init: &mut Init<'_>, report: Report) -> Result<(), (Failure, Report)> {
         (None, Some(socket)) => (socket, report),
         (None, None) => return Ok(()),
     };
-    let failed = match start(init.plan, &init.filter, ready, go, init.preserve_fds, &init.state, &report) {
+    let failed = match start(init, ready, go, &report) {
         Ok(never) => match never {},
         Err(failure) => failure,
     };
@@ -303,20 +306,18 @@ fn join(joins: &[(u64, usize, OwnedFd)]) -> Result<(), Failure> {
 }
 
 fn start(
-    plan: &Plan,
-    filter: &Option<(Vec<SockFilter>, u32)>,
+    init: &Init<'_>,
     ready: identity::Ready,
     go: OwnedFd,
-    preserve_fds: u32,
-    state: &serde_json::Map<String, serde_json::Value>,
     report: &Report,
 ) -> Result<std::convert::Infallible, Failure> {
+    let plan = init.plan;
     // As the first process of its pid namespace it would not be reached by them otherwise (pid_namespaces(7)).
     sys::exit_on(&[libc::SIGHUP, libc::SIGINT, libc::SIGQUIT, libc::SIGTERM]);
     report::wait(go.as_fd()).at(Step::Gate)?;
     let mut env = plan.process.env.clone();
     env_push(&mut env, ready.home);
-    let filter = filter.as_ref().map(|(program, flags)| (program.as_slice(), *flags));
+    let filter = init.filter.as_ref().map(|(program, flags)| (program.as_slice(), *flags));
     let mut filter_is_due = plan.process.no_new_privs && !identity::notifies(filter);
     if has(plan.hooks.start_container()) {
         // They are the container's code, and under its filter.
@@ -329,16 +330,32 @@ fn start(
             .filter_map(|var| var.to_str().ok()?.split_once('='))
             .map(|(name, value)| (name.to_string(), value.to_string()))
             .collect();
-        run_hooks(Step::StartContainerHook, "startContainer", plan.hooks.start_container(), state, "created", &pairs)?;
+        let hooks = plan.hooks.start_container();
+        run_hooks(Step::StartContainerHook, "startContainer", hooks, &init.state, "created", &pairs)?;
     }
-    for fd in 3..3 + preserve_fds as i32 {
+    for fd in 3..3 + init.preserve_fds as i32 {
         sys::set_cloexec(fd, false).at(Step::Descriptors)?;
+    }
+    if init.pause.is_some() {
+        drop(go);
+        become_pause(report)?;
     }
     report.send(&Record::Execing).at(Step::Parent)?;
     if filter_is_due {
         identity::install(filter, report)?;
     }
+    if let (Some(layout), Some(title)) = (&init.pause, &plan.process.pause) {
+        pause::rest(layout, c"skiff-pause", title, report.as_fd());
+    }
     Err(execve(&ready.program, &plan.process.argv, &env))
+}
+
+/// What execve would do: descriptors go, and the rights that a user other than root has no use for. It waits for signals and
+/// for children, which needs none. Its memory is not to be looked into: it has been the runtime's.
+fn become_pause(report: &Report) -> Result<(), Failure> {
+    sys::close_others(&mut [report.as_raw_fd()]).at(Step::Descriptors)?;
+    sys::clear_ambient().and_then(|()| sys::capset(CapSets::default())).at(Step::Capabilities)?;
+    sys::set_dumpable(false).at(Step::Capabilities)
 }
 
 /// Becomes the user's program. Its failure is told to who reads the container's stderr, too.

@@ -290,6 +290,12 @@ impl AsRawFd for Report {
     }
 }
 
+impl AsFd for Report {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}
+
 impl Report {
     /// On this socket or pipe.
     pub fn new(fd: OwnedFd) -> Self {

@@ -133,6 +133,7 @@ impl Bundle {
             no_new_keyring: self.no_new_keyring,
             preserve_fds: self.preserve_fds + listen_fds(),
             notify,
+            pause: false,
             rootless: globals.rootless,
             trace,
         };

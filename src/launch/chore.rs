@@ -153,25 +153,13 @@ impl Pending for Chore {
 /// Starts a program with these descriptors as 3, 4, ... and nothing else of this process but an empty stdin, stdout and
 /// stderr. `env` is its whole environment.
 pub fn spawn(program: &std::ffi::CStr, argv: &sys::CStrings, env: &sys::CStrings, fds: &[OwnedFd]) -> Result<Process> {
-    spawn_in(0, program, argv, env, fds, || Ok(()))
-}
-
-/// The same in new namespaces (CLONE_NEW*), and after `before` in them.
-pub fn spawn_in(
-    namespaces: u64,
-    program: &std::ffi::CStr,
-    argv: &sys::CStrings,
-    env: &sys::CStrings,
-    fds: &[OwnedFd],
-    before: impl FnOnce() -> nix::Result<()>,
-) -> Result<Process> {
     let fail = |errno| Error::sys(format!("run {program:?}"), errno);
     let null = nix::fcntl::open(c"/dev/null", OFlag::O_RDWR | OFlag::O_CLOEXEC, nix::sys::stat::Mode::empty());
     let null = null.map_err(fail)?;
     let (said, end) = nix::unistd::pipe2(OFlag::O_CLOEXEC).map_err(fail)?;
-    match clone::clone3(namespaces, None).map_err(fail)? {
+    match clone::clone3(0, None).map_err(fail)? {
         Side::Child => {
-            let errno = before().and_then(|()| exec(program, argv, env, &null, fds)).unwrap_or_else(|errno| errno);
+            let errno = exec(program, argv, env, &null, fds).unwrap_or_else(|errno| errno);
             let _ = nix::unistd::write(&end, &(errno as i32).to_ne_bytes());
             sys::exit_now(127)
         }

@@ -158,6 +158,7 @@ pub fn begin(begin: Begin<'_>) -> Result<Birth> {
         gate,
         state: state.clone(),
         trace,
+        pause: plan.process.pause.as_ref().map(|_| super::pod::layout()).transpose()?,
         plan: &plan,
     };
     // The files in /proc of an undumpable process belong to root: an ordinary user could not write the id maps. Its

@@ -1,22 +1,25 @@
-//! A process that holds the namespaces of a pod and reaps what is orphaned in them: the shim's own program, run under
-//! another name.
+//! A process that holds the namespaces of a pod and reaps what is orphaned in them: a child of the shim that runs no
+//! program, has an empty root and no rights, and little memory.
 
 use std::ffi::{CStr, CString};
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, AsRawFd};
 
 use nix::errno::Errno;
 use nix::fcntl::OFlag;
-use nix::sys::signal::{SigSet, Signal};
+use nix::mount::{MsFlags, mount};
 use nix::sys::stat::Mode;
-use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 
-use super::{Process, chore};
-use crate::sys::clone::setns;
-use crate::sys::process::{self as sys, CStrings};
-use crate::{Error, Result};
+use super::{Channel, Message, Process, adopted, wait_readable};
+use crate::child::report::{At, Failure, Record, Report, Step};
+use crate::sys::clone::{self, Side, owner, setns};
+use crate::sys::mount::{attach, attr, new_mount, pivot_root};
+use crate::sys::path::open_dir;
+use crate::sys::pause::{self, Layout};
+use crate::sys::process::{self as sys, CapSets};
+use crate::{Error, Kind, Result};
 
-/// The name that the program is run under to hold a pod.
-pub const NAME: &str = "skiff-pod";
+/// The name of the process.
+const NAME: &CStr = c"skiff-pod";
 
 /// What to hold.
 #[derive(Debug)]
@@ -27,40 +30,144 @@ pub struct Pod<'a> {
     pub namespaces: u64,
     /// The network namespace to be in.
     pub netns: Option<&'a CStr>,
+    /// All of it in the user namespace that the network namespace belongs to.
+    pub in_user_namespace: bool,
     /// Host name of a new UTS namespace.
     pub hostname: Option<&'a str>,
     /// Sysctls: name, value, and whether a kernel may lack it.
     pub sysctls: &'a [(&'a str, &'a str, bool)],
 }
 
+/// Where the memory of this program is.
+pub(super) fn layout() -> Result<Layout> {
+    Layout::read().map_err(|e| Error::io("find the memory of a pause process", &e))
+}
+
 /// Starts the process. It ends with its parent.
 pub fn hold(pod: &Pod<'_>) -> Result<Process> {
-    let strings = |list: &[&str]| -> Result<CStrings> {
-        let list =
-            list.iter().map(|text| CString::new(*text).map_err(|_| Error::invalid("sandbox_id", "has a NUL byte")));
-        Ok(CStrings::new(list.collect::<Result<_>>()?))
-    };
+    held(pod).map_err(|err| err.context("sandbox: hold its namespaces"))
+}
+
+fn held(pod: &Pod<'_>) -> Result<Process> {
     let sysctls = pod.sysctls.iter().map(|(name, value, optional)| Ok((sysctl_path(name)?, *value, *optional)));
     let sysctls = sysctls.collect::<Result<Vec<_>>>()?;
-    let argv = strings(&[NAME, pod.id])?;
-    let process = chore::spawn_in(pod.namespaces, c"/proc/self/exe", &argv, &strings(&[])?, &[], || {
-        sys::set_parent_death_signal(libc::SIGKILL)?;
-        if let Some(path) = pod.netns {
-            let fd = nix::fcntl::open(path, OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty())?;
-            setns(fd.as_fd(), libc::CLONE_NEWNET as u64)?;
+    let layout = layout()?;
+    let (mut channel, end) = Channel::pair()?;
+    // Its root is its own, too: who may look into it from a container must not find the host's there.
+    let flags = pod.namespaces | libc::CLONE_NEWNS as u64;
+    let first = if pod.in_user_namespace { 0 } else { flags };
+    let mut process = match clone::clone3(first, None).map_err(|errno| Error::sys("clone", errno))? {
+        Side::Child => run(pod, flags, &sysctls, &layout, &Report::new(end)),
+        Side::Parent(pid, pidfd) => Process { pid, pidfd },
+    };
+    drop(end);
+    let ended = loop {
+        match channel.receive() {
+            Ok(Message::Later) => wait_readable(channel.fd(), None)?,
+            Ok(Message::Record(Record::Born, Some(pidfd))) => match adopted(pidfd)? {
+                // Cloned to this same parent; who did it exits.
+                Some(real) => drop(std::mem::replace(&mut process, real).wait()?),
+                None => break Err(Error::new(Kind::System, "the process is gone")),
+            },
+            Ok(Message::Record(Record::Failed(failure), _)) => break Err(describe(pod, &failure)),
+            Ok(Message::Record(..)) => {}
+            Ok(Message::Executed) => break Ok(()),
+            Ok(Message::Lost) => break Err(Error::new(Kind::System, "the process has ended")),
+            Err(err) => break Err(err),
         }
-        if let Some(name) = pod.hostname {
-            nix::unistd::sethostname(name)?;
+    };
+    match ended {
+        Ok(()) => Ok(process),
+        Err(err) => {
+            process.discard();
+            Err(err)
         }
-        for (path, value, optional) in &sysctls {
-            match write(path, value) {
-                Err(_) if *optional => {}
-                other => other?,
-            }
+    }
+}
+
+fn describe(pod: &Pod<'_>, failure: &Failure) -> Error {
+    let text = match failure.step {
+        Step::Join => format!("join network namespace {:?}", pod.netns.unwrap_or_default()),
+        Step::NamespaceRoot => "become root of the user namespace".into(),
+        Step::Namespaces => "make namespaces".into(),
+        Step::Hostname => format!("hostname: set {:?}", pod.hostname.unwrap_or_default()),
+        Step::Sysctl => format!("sysctls: set {:?}", pod.sysctls.get(failure.item as usize).map_or("", |one| one.0)),
+        Step::PivotRoot => "enter an empty root".into(),
+        step => format!("{step:?}"),
+    };
+    Error::sys(text, Errno::from_raw(failure.errno))
+}
+
+type Sysctl<'a> = (CString, &'a str, bool);
+
+fn run(pod: &Pod<'_>, flags: u64, sysctls: &[Sysctl<'_>], layout: &Layout, report: &Report) -> ! {
+    sys::reset_signals();
+    let settled = join(pod, flags, report).and_then(|()| settle(pod, sysctls)).and_then(|()| leave(report));
+    if let Err(failure) = settled {
+        let _ = report.send(&Record::Failed(failure));
+        sys::exit_now(1)
+    }
+    pause::rest(layout, NAME, pod.id, report.as_fd())
+}
+
+/// Enters the network namespace; with a user namespace that first, and then the others are made in it.
+fn join(pod: &Pod<'_>, flags: u64, report: &Report) -> std::result::Result<(), Failure> {
+    let Some(path) = pod.netns else { return Ok(()) };
+    let net = nix::fcntl::open(path, OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty()).at(Step::Join)?;
+    if !pod.in_user_namespace {
+        return setns(net.as_fd(), libc::CLONE_NEWNET as u64).at(Step::Join);
+    }
+    let users = owner(net.as_fd()).at(Step::Join)?;
+    setns(users.as_fd(), libc::CLONE_NEWUSER as u64).at(Step::Join)?;
+    setns(net.as_fd(), libc::CLONE_NEWNET as u64).at(Step::Join)?;
+    let _ = sys::setgroups(&[]);
+    sys::setgid(0).and_then(|()| sys::setuid(0)).at(Step::NamespaceRoot)?;
+    match clone::clone3(flags | libc::CLONE_PARENT as u64, None).at(Step::Namespaces)? {
+        Side::Child => Ok(()),
+        Side::Parent(_, pidfd) => {
+            let sent = report.send_fd(&Record::Born, pidfd.as_fd());
+            sys::exit_now(i32::from(sent.is_err()));
         }
-        Ok(())
-    });
-    process.map_err(|err| err.context("sandbox: hold its namespaces"))
+    }
+}
+
+fn settle(pod: &Pod<'_>, sysctls: &[Sysctl<'_>]) -> std::result::Result<(), Failure> {
+    if let Some(name) = pod.hostname {
+        nix::unistd::sethostname(name).at(Step::Hostname)?;
+    }
+    for (at, (path, value, optional)) in sysctls.iter().enumerate() {
+        match write(path, value) {
+            Err(_) if *optional => {}
+            other => other.at_item(Step::Sysctl, at)?,
+        }
+    }
+    Ok(())
+}
+
+/// Leaves everything behind that the host and the shim have: files, descriptors, rights.
+fn leave(report: &Report) -> std::result::Result<(), Failure> {
+    let null = nix::fcntl::open(c"/dev/null", OFlag::O_RDWR | OFlag::O_CLOEXEC, Mode::empty());
+    let null = null.at(Step::Stdio)?;
+    for number in 0..3 {
+        sys::place_fd(null.as_fd(), number).at(Step::Stdio)?;
+    }
+    drop(null);
+    empty_root().at(Step::PivotRoot)?;
+    sys::close_others(&mut [report.as_raw_fd()]).at(Step::Descriptors)?;
+    sys::clear_ambient().and_then(|()| sys::capset(CapSets::default())).at(Step::Capabilities)?;
+    // A change of ids sets both back (prctl(2)).
+    sys::set_dumpable(false).and_then(|()| sys::set_parent_death_signal(libc::SIGKILL)).at(Step::Capabilities)?;
+    report.send(&Record::Execing).at(Step::Parent)
+}
+
+fn empty_root() -> nix::Result<()> {
+    let none: Option<&CStr> = None;
+    mount(none, c"/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none)?;
+    let attributes = attr::RDONLY | attr::NOSUID | attr::NODEV | attr::NOEXEC;
+    let root = new_mount(c"tmpfs", &[(c"mode", Some(c"555"))], attributes)?;
+    // Any directory would do.
+    attach(root.as_fd(), open_dir(c"/proc")?.as_fd())?;
+    pivot_root(root.as_fd())
 }
 
 /// Only what a namespace of the pod holds may be set for it.
@@ -77,18 +184,4 @@ fn sysctl_path(name: &str) -> Result<CString> {
 fn write(path: &CStr, value: &str) -> nix::Result<()> {
     let file = nix::fcntl::open(path, OFlag::O_WRONLY | OFlag::O_CLOEXEC, Mode::empty())?;
     nix::unistd::write(&file, value.as_bytes()).map(drop)
-}
-
-/// What the process does: nothing but reaping. Does not return.
-pub fn run() -> ! {
-    let mut child = SigSet::empty();
-    child.add(Signal::SIGCHLD);
-    let _ = child.thread_block();
-    loop {
-        while matches!(
-            waitpid(None, Some(WaitPidFlag::WNOHANG)),
-            Ok(WaitStatus::Exited(..) | WaitStatus::Signaled(..)) | Err(Errno::EINTR)
-        ) {}
-        let _ = child.wait();
-    }
 }

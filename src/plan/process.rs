@@ -62,6 +62,8 @@ pub struct Process {
     pub personality: Option<u64>,
     /// The NUMA policy, from `linux.memoryPolicy`.
     pub memory_policy: Option<MemoryPolicy>,
+    /// It runs no program, but waits as a pod's pause process, which has this after its name.
+    pub pause: Option<String>,
 }
 
 /// `process.execCPUAffinity`: masks of processors, bit n for processor n.
@@ -132,6 +134,7 @@ pub fn plan(field: &str, spec: &Spec, terminal: bool) -> Result<Process> {
         affinity: affinity(field, spec)?,
         personality: None,
         memory_policy: None,
+        pause: None,
     })
 }
 

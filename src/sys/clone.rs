@@ -66,6 +66,13 @@ pub fn setns(fd: BorrowedFd<'_>, flags: u64) -> nix::Result<()> {
     Errno::result(unsafe { libc::setns(fd.as_raw_fd(), flags as libc::c_int) }).map(drop)
 }
 
+/// NS_GET_USERNS of ioctl_nsfs(2): the user namespace that `namespace` belongs to.
+pub fn owner(namespace: BorrowedFd<'_>) -> nix::Result<OwnedFd> {
+    const NS_GET_USERNS: libc::c_ulong = 0xb701;
+    // SAFETY: takes no argument.
+    super::owned(unsafe { libc::ioctl(namespace.as_raw_fd(), NS_GET_USERNS as _) }.into())
+}
+
 /// pidfd_open(2).
 pub fn pidfd_open(pid: i32) -> nix::Result<OwnedFd> {
     // SAFETY: takes no pointer.

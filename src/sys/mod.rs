@@ -9,6 +9,7 @@ pub mod exe;
 pub mod mount;
 pub mod netlink;
 pub mod path;
+pub mod pause;
 pub mod process;
 pub mod tty;
 

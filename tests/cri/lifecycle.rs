@@ -27,7 +27,9 @@ crate::under_both!(
     many_pods_at_once,
     environment_and_directory,
     a_handler_says_what_it_can;
-    with_a_pause_container: the_shim_of_a_stopped_pod_is_not_kept,
+    with_a_pause_container: the_shim_of_a_stopped_pod_is_not_kept;
+    built_in: a_pod_with_a_container, a_stopped_pod_stops_its_containers, one_shim_per_pod, many_pods_at_once,
+        the_shim_of_a_stopped_pod_is_not_kept,
 );
 
 fn a_pod_with_a_container(node: &mut Node) {

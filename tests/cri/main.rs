@@ -5,6 +5,7 @@ mod lifecycle;
 mod mounts;
 mod namespaces;
 mod node;
+mod pause;
 mod resources;
 mod restart;
 mod sandbox;
@@ -13,44 +14,52 @@ mod streams;
 
 use std::path::Path;
 
-use skiff_test_support::{Containerd, Version};
+use skiff_test_support::{Containerd, Pods, Version};
 
 use node::Node;
 
 /// Runs a test against a containerd of its own, and looks for what it has left.
-fn with_node(version: Version, test: impl FnOnce(&mut Node)) {
-    let shim = Path::new(env!("CARGO_BIN_EXE_containerd-shim-skiff-v2"));
-    let mut node = Node::new(Containerd::start_cri(version, shim));
-    test(&mut node);
-    node.end();
-}
-
-/// The same with pods that the shim itself holds.
-fn with_sandbox_node(test: impl FnOnce(&mut Node)) {
-    if std::env::var_os("SHIM_UNDER_TEST").is_some() {
-        // The Go shim has pods with a pause container alone.
+fn with_node(version: Version, pods: Pods, test: impl FnOnce(&mut Node)) {
+    if pods != Pods::Image && std::env::var_os("SHIM_UNDER_TEST").is_some() {
+        // The Go shim's pods are held by the pause image alone.
         return;
     }
     let shim = Path::new(env!("CARGO_BIN_EXE_containerd-shim-skiff-v2"));
-    let mut node = Node::new(Containerd::start_cri_with(Version::V2, shim, "shim"));
+    let mut node = Node::new(Containerd::start_cri(version, shim, pods), pods);
     test(&mut node);
     node.end();
 }
 
-/// The tests of a module under both versions, and where pods have no pause container. Those after the semicolon are about it.
+/// The tests of a module under both versions, and where pods have no pause container. Those after the first semicolon are
+/// about it; those after the second run also where it is built into the shim.
 macro_rules! under_both {
-    ($($name:ident),* $(,)? $(; with_a_pause_container: $($paused:ident),* $(,)?)?) => {
+    (
+        $($name:ident),* $(,)?
+        $(; with_a_pause_container: $($paused:ident),* $(,)?)?
+        $(; built_in: $($built_in:ident),* $(,)?)?
+    ) => {
         mod v1 {
-            $(#[test] fn $name() { crate::with_node(skiff_test_support::Version::V1, super::$name) })*
-            $($(#[test] fn $paused() { crate::with_node(skiff_test_support::Version::V1, super::$paused) })*)?
+            use skiff_test_support::{Pods::Image, Version::V1};
+            $(#[test] fn $name() { crate::with_node(V1, Image, super::$name) })*
+            $($(#[test] fn $paused() { crate::with_node(V1, Image, super::$paused) })*)?
         }
         mod v2 {
-            $(#[test] fn $name() { crate::with_node(skiff_test_support::Version::V2, super::$name) })*
-            $($(#[test] fn $paused() { crate::with_node(skiff_test_support::Version::V2, super::$paused) })*)?
+            use skiff_test_support::{Pods::Image, Version::V2};
+            $(#[test] fn $name() { crate::with_node(V2, Image, super::$name) })*
+            $($(#[test] fn $paused() { crate::with_node(V2, Image, super::$paused) })*)?
         }
         mod sandbox {
-            $(#[test] fn $name() { crate::with_sandbox_node(super::$name) })*
+            use skiff_test_support::{Pods::Shim, Version::V2};
+            $(#[test] fn $name() { crate::with_node(V2, Shim, super::$name) })*
         }
+        $(mod built_in_v1 {
+            use skiff_test_support::{Pods::BuiltIn, Version::V1};
+            $(#[test] fn $built_in() { crate::with_node(V1, BuiltIn, super::$built_in) })*
+        }
+        mod built_in_v2 {
+            use skiff_test_support::{Pods::BuiltIn, Version::V2};
+            $(#[test] fn $built_in() { crate::with_node(V2, BuiltIn, super::$built_in) })*
+        })?
     };
 }
 pub(crate) use under_both;

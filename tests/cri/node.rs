@@ -6,7 +6,7 @@ use std::sync::Mutex;
 
 use skiff_cri_client::cri::{self, ContainerConfig, ContainerState, ContainerStatus, NamespaceMode, PodSandboxConfig};
 use skiff_cri_client::{Client, Status};
-use skiff_test_support::{Containerd, Done, IMAGE, LeakCheck, eventually, unique};
+use skiff_test_support::{Containerd, Done, IMAGE, Pods, LeakCheck, eventually, unique};
 
 /// One call of the runtime service: its name, and the request.
 macro_rules! call {
@@ -20,6 +20,7 @@ pub(crate) use call;
 pub struct Node {
     pub containerd: Containerd,
     pub client: Client,
+    pub pods: Pods,
     /// Every pod and container that there was: what the leak check looks for.
     ids: Mutex<Vec<String>>,
     configs: Mutex<HashMap<String, PodSandboxConfig>>,
@@ -79,9 +80,9 @@ pub fn pod_security(config: &mut PodSandboxConfig) -> &mut cri::LinuxSandboxSecu
 
 impl Node {
     /// Of a containerd that has just started.
-    pub fn new(containerd: Containerd) -> Node {
+    pub fn new(containerd: Containerd, pods: Pods) -> Node {
         let client = Client::new(&containerd.socket());
-        let node = Node { containerd, client, ids: Mutex::default(), configs: Mutex::default() };
+        let node = Node { containerd, client, pods, ids: Mutex::default(), configs: Mutex::default() };
         eventually("the node is ready", || node.is_ready());
         eventually("the images are known", || node.client.images().is_ok_and(|tags| tags.len() == 2));
         node
@@ -120,6 +121,9 @@ impl Node {
             }),
             ..PodSandboxConfig::default()
         };
+        if self.pods == Pods::BuiltIn {
+            config.annotations.insert("io.containerd.skiff.builtin-pause".into(), "true".into());
+        }
         let pid = NamespaceMode::Container.into();
         pod_security(&mut config).namespace_options =
             Some(cri::NamespaceOption { pid, ..cri::NamespaceOption::default() });

@@ -10,7 +10,8 @@ crate::under_both!(
     what_has_ended_is_remembered,
     an_end_while_containerd_is_away_is_known,
     a_pod_is_stopped_after_a_restart;
-    with_a_pause_container: a_killed_shim_ends_its_pod,
+    with_a_pause_container: a_killed_shim_ends_its_pod;
+    built_in: what_runs_goes_on, a_pod_is_stopped_after_a_restart, a_killed_shim_ends_its_pod,
 );
 
 fn what_runs_goes_on(node: &mut Node) {

@@ -1,10 +1,12 @@
 //! Pods that the shim itself holds: what is different without a pause container. All the rest is in the other files.
 
+use skiff_test_support::{Pods, Version};
+
 use crate::node::{Node, idle};
 
 #[test]
 fn a_pod_has_no_pause_container() {
-    crate::with_sandbox_node(alone);
+    crate::with_node(Version::V2, Pods::Shim, alone);
 }
 
 fn alone(node: &mut Node) {

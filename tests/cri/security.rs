@@ -16,7 +16,8 @@ crate::under_both!(
     seccomp_runtime_default,
     seccomp_unconfined,
     seccomp_localhost;
-    with_a_pause_container: seccomp_of_a_pod,
+    with_a_pause_container: seccomp_of_a_pod;
+    built_in: seccomp_of_a_pod, privileged,
 );
 
 fn changed(

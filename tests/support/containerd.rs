@@ -14,6 +14,17 @@ pub enum Version {
     V2,
 }
 
+/// How the pods of a CRI are held.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Pods {
+    /// By a container of the pause image.
+    Image,
+    /// The same, with what the shim has in place of that image's program.
+    BuiltIn,
+    /// By the shim itself, without a container; from containerd 2.0 on.
+    Shim,
+}
+
 /// A running containerd with a busybox image. Dropped, it is ended with everything that it runs.
 #[derive(Debug)]
 pub struct Containerd {
@@ -60,29 +71,30 @@ impl Containerd {
         containerd
     }
 
-    /// Starts one with the CRI plugin, in a network of its own. It has two runtimes, `test` and `path`: containerd up to 2.2
-    /// asks only runtimes of the type `io.containerd.runc.v2` what they can, so `path` is one whose path is that of skiff.
-    pub fn start_cri(version: Version, shim: &Path) -> Containerd {
-        Containerd::start_cri_with(version, shim, "podsandbox")
-    }
-
-    /// The same with another sandboxer: `shim` has no pause container, from containerd 2.0 on.
-    pub fn start_cri_with(version: Version, shim: &Path, sandboxer: &str) -> Containerd {
+    /// Starts one with the CRI plugin, in a network of its own. It has the runtimes `test`; `path`, as containerd up to 2.2
+    /// asks only runtimes of the type `io.containerd.runc.v2` what they can, and this is one whose path is that of skiff; and
+    /// `built-in`, with options of skiff's own.
+    pub fn start_cri(version: Version, shim: &Path, pods: Pods) -> Containerd {
         let mut containerd = Containerd::new(version, shim, "k8s.io".into(), unique("cri"));
         containerd.network = Some(Network::new());
         let at = containerd.dir.path().display().to_string();
         std::fs::create_dir(containerd.dir.path().join("cni")).expect("make a directory");
         std::fs::write(containerd.dir.path().join("cni/pods.conflist"), CNI.replace("DIR", &at))
             .expect("configure CNI");
+        std::fs::write(containerd.dir.path().join("skiff.toml"), "BuiltinPause = true\n").expect("write options");
         let cri = "plugins.\"io.containerd.grpc.v1.cri\"";
+        let sandboxer = if pods == Pods::Shim { "shim" } else { "podsandbox" };
+        let annotations = "pod_annotations = [\"io.containerd.skiff.*\"]\n";
         let config = format!(
             "{common}\
              [plugins.\"io.containerd.nri.v1.nri\"]\ndisable = true\n\
              [{cri}]\nsandbox_image = \"{pause}\"\nrestrict_oom_score_adj = true\ndisable_apparmor = true\n\
              netns_mounts_under_state_dir = true\nstream_server_address = \"127.0.0.1\"\nstream_server_port = \"0\"\n\
              [{cri}.containerd]\ndefault_runtime_name = \"test\"\n\
-             [{cri}.containerd.runtimes.test]\nruntime_type = \"{runtime}\"\nsandboxer = \"{sandboxer}\"\n\
-             [{cri}.containerd.runtimes.path]\nruntime_type = \"io.containerd.runc.v2\"\n{path}\
+             [{cri}.containerd.runtimes.test]\nruntime_type = \"{runtime}\"\nsandboxer = \"{sandboxer}\"\n{annotations}\
+             [{cri}.containerd.runtimes.path]\nruntime_type = \"io.containerd.runc.v2\"\n{path}{annotations}\
+             [{cri}.containerd.runtimes.built-in]\nruntime_type = \"{runtime}\"\n\
+             [{cri}.containerd.runtimes.built-in.options]\nConfigPath = \"{at}/skiff.toml\"\n\
              [{cri}.cni]\nbin_dir = \"{CNI_PLUGINS}\"\nconf_dir = \"{at}/cni\"\n",
             common = containerd.common_config(),
             pause = image::PAUSE,

@@ -11,7 +11,7 @@ mod network;
 pub use agent::seccomp_agent;
 pub use bundle::Bundle;
 pub use console::receive_console;
-pub use containerd::{Containerd, Version};
+pub use containerd::{Containerd, Pods, Version};
 pub use image::NAME as IMAGE;
 pub use leaks::LeakCheck;
 pub use network::Network;
