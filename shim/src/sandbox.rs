@@ -59,9 +59,12 @@ struct Config {
     network: u64,
     pid: u64,
     ipc: u64,
-    /// The host's ids of root in the pod's user namespace, if it has one.
-    users: Option<(u32, u32)>,
+    /// Its user namespace, if it has one.
+    users: Option<Users>,
 }
+
+/// The host's uid and gid of root in a pod's user namespace.
+type Users = Option<(u32, u32)>;
 
 const NODE: u64 = 2;
 
@@ -78,8 +81,9 @@ fn message(bytes: &[u8], mut field: impl FnMut(u32, &mut CodedInputStream<'_>) -
     Ok(())
 }
 
-/// UserNamespace: the host's uid and gid of its root. None when the pod has the node's, mode NODE.
-fn users(bytes: &[u8]) -> Parsed<Option<(u32, u32)>> {
+/// UserNamespace: the host's uid and gid of its root; of none in a mode that pods cannot have. None when the pod has the
+/// node's, mode NODE.
+fn users(bytes: &[u8]) -> Parsed<Option<Users>> {
     let (mut mode, mut uid, mut gid) = (0, None, None);
     message(bytes, |tag, input| {
         match tag {
@@ -90,7 +94,8 @@ fn users(bytes: &[u8]) -> Parsed<Option<(u32, u32)>> {
         }
         Ok(true)
     })?;
-    Ok(uid.zip(gid).filter(|_| mode != NODE))
+    let root = uid.zip(gid).filter(|_| mode == 0);
+    Ok(Some(root).filter(|_| mode != NODE))
 }
 
 /// IDMapping: the host's id of 0, if it is in it.
@@ -195,9 +200,13 @@ impl Sandbox {
             Some(any) => Config::parse(&any.value).map_err(|e| Error::invalid("options", e))?,
             None => Config::default(),
         };
-        if config.users.is_some() && config.network == NODE {
-            let field = "options: linux.security_context.namespace_options.userns_options";
-            return Err(Error::invalid(field, "needs a network of the pod's own").with_kind(Kind::Unsupported));
+        let field = "options: linux.security_context.namespace_options.userns_options";
+        match config.users {
+            Some(None) => return Err(Error::invalid(field, "must map root, in mode POD")),
+            Some(_) if config.network == NODE => {
+                return Err(Error::invalid(field, "needs a network of the pod's own").with_kind(Kind::Unsupported));
+            }
+            _ => {}
         }
         let netns = Some(&request.netns_path).filter(|path| !path.is_empty() && config.network != NODE);
         let netns = netns.map(|path| CString::new(path.as_str())).transpose();
@@ -218,7 +227,7 @@ impl Sandbox {
 
     /// What the containers of a pod share beside namespaces, as CRI makes it for a pause container.
     fn files(&self) -> Result<()> {
-        let (uid, gid) = self.config.users.unwrap_or_default();
+        let (uid, gid) = self.config.users.flatten().unwrap_or_default();
         let write = |name: &str, text: &str| {
             let path = self.bundle.join(name);
             std::fs::write(&path, text)
@@ -507,8 +516,9 @@ mod tests {
     fn the_users_of_a_pod_are_those_of_its_first_map_of_root() {
         // uids {host 5, container 0, length 9}, gids {host 8, container 7}, gids {host 6}; then the mode.
         let maps = [18, 6, 8, 5, 16, 0, 24, 9, 26, 4, 8, 8, 16, 7, 26, 2, 8, 6];
-        assert_eq!(users(&maps).unwrap(), Some((5, 6)));
+        assert_eq!(users(&maps).unwrap(), Some(Some((5, 6))));
         assert_eq!(users(&[&maps[..], &[8, NODE as u8]].concat()).unwrap(), None);
-        assert_eq!(users(&[]).unwrap(), None);
+        assert_eq!(users(&[&maps[..], &[8, 1]].concat()).unwrap(), Some(None));
+        assert_eq!(users(&[]).unwrap(), Some(None));
     }
 }

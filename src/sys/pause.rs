@@ -28,8 +28,7 @@ impl Layout {
     /// # Errors
     /// When procfs is not there.
     pub fn read() -> std::io::Result<Layout> {
-        let (maps, stat) =
-            (std::fs::read_to_string("/proc/self/maps")?, std::fs::read_to_string("/proc/self/stat")?);
+        let (maps, stat) = (std::fs::read_to_string("/proc/self/maps")?, std::fs::read_to_string("/proc/self/stat")?);
         Layout::parse(&maps, &stat).ok_or_else(|| std::io::Error::other("/proc/self/stat is not as expected"))
     }
 
@@ -124,11 +123,19 @@ fn wait(ranges: [(usize, usize); RANGES], heap_end: usize, top: usize, signals: 
     unsafe { libc::syscall(libc::SYS_close, last) };
     loop {
         // SAFETY: a null status is not written to.
-        while unsafe { libc::syscall(libc::SYS_wait4, -1, std::ptr::null::<u8>(), libc::WNOHANG, std::ptr::null::<u8>()) } > 0
+        while unsafe {
+            libc::syscall(libc::SYS_wait4, -1, std::ptr::null::<u8>(), libc::WNOHANG, std::ptr::null::<u8>())
+        } > 0
         {}
         // SAFETY: the set outlives the call and has the 8 bytes of the kernel's; nulls are not written to.
         let signal = unsafe {
-            libc::syscall(libc::SYS_rt_sigtimedwait, &raw const signals, std::ptr::null::<u8>(), std::ptr::null::<u8>(), 8)
+            libc::syscall(
+                libc::SYS_rt_sigtimedwait,
+                &raw const signals,
+                std::ptr::null::<u8>(),
+                std::ptr::null::<u8>(),
+                8,
+            )
         };
         if signal == libc::SIGTERM as libc::c_long || signal == libc::SIGINT as libc::c_long {
             exit_now(0);

@@ -18,6 +18,7 @@ crate::under_both!(
     a_container_that_is_not_started_can_be_stopped_and_removed,
     a_stopped_pod_stops_its_containers,
     a_running_container_can_be_removed,
+    what_is_not_there_is_no_failure,
     logs,
     a_lot_of_log,
     a_log_can_be_rotated,
@@ -186,6 +187,31 @@ fn a_running_container_can_be_removed(node: &mut Node) {
     container.remove();
     assert!(!std::path::Path::new(&format!("/proc/{pid}")).exists());
     pod.end();
+}
+
+fn what_is_not_there_is_no_failure(node: &mut Node) {
+    let pod = node.pod();
+    let container = pod.start(sh("exit 0"));
+    container.ended();
+    for _ in 0..2 {
+        container.stop(0);
+    }
+    let request = container.request();
+    container.remove();
+    call!(node, remove_container, request).expect("removed again");
+    // containerd 1.x says that it is not found, of which the kubelet makes nothing.
+    let fine = |stopped: Result<cri::Empty, skiff_cri_client::Status>| {
+        let code = stopped.err().map(|status| status.code());
+        assert!(code.is_none_or(|code| code == Code::NotFound), "{code:?}");
+    };
+    let stop = cri::StopContainerRequest { container_id: "never-there".into(), timeout: 0 };
+    fine(call!(node, stop_container, stop));
+    pod.stop();
+    pod.stop();
+    let request = pod.request();
+    pod.remove();
+    call!(node, remove_pod_sandbox, request.clone()).expect("removed again");
+    fine(call!(node, stop_pod_sandbox, request));
 }
 
 fn logs(node: &mut Node) {

@@ -4,13 +4,14 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use skiff_cri_client::cri::{self, ContainerConfig, MountPropagation};
-use skiff_test_support::Version;
+use skiff_test_support::{IMAGE, Version};
 
 use crate::node::{Node, idle, pod_security, security};
 
 crate::under_both!(
     volumes,
     volumes_are_shared_by_containers,
+    images_can_be_volumes,
     private_volumes_see_no_new_mounts,
     mounts_of_the_node_reach_rslave_volumes,
     mounts_of_a_container_leave_rshared_volumes,
@@ -73,6 +74,9 @@ fn volumes(node: &mut Node) {
     assert_eq!(std::fs::read_to_string(dir.join("x")).expect("it is on the node"), "written\n");
     assert_eq!(container.says("cat /ro/x /etc/a-file /made/for/it/nested"), "written\na file\na file\n");
     assert!(container.exec(&["touch", "/ro/y"]).failed().err.contains("Read-only file system"));
+    let link = node.containerd.dir().join("volumes/link");
+    std::os::unix::fs::symlink(&dir, &link).expect("a link");
+    pod.start(with_mounts(vec![mount(&link, "/by-link")])).says("cat /by-link/x && ! test -L /by-link");
     pod.end();
     let pod = node.pod();
     let made = node.containerd.dir().join("volumes/not/yet");
@@ -88,6 +92,24 @@ fn volumes_are_shared_by_containers(node: &mut Node) {
     let two = pod.start(with_mounts(vec![mount(&dir, "/two")]));
     one.says("echo from one > /one/x");
     assert_eq!(two.says("cat /two/x"), "from one\n");
+    pod.end();
+}
+
+fn images_can_be_volumes(node: &mut Node) {
+    if node.containerd.version() == Version::V1 {
+        // Not in its interface yet.
+        return;
+    }
+    let pod = node.pod();
+    let image = Some(cri::ImageSpec { image: IMAGE.into() });
+    let container = pod.start(with_mounts(vec![cri::Mount {
+        container_path: "/image".into(),
+        readonly: true,
+        image,
+        ..cri::Mount::default()
+    }]));
+    assert_eq!(container.says("/image/bin/busybox head -n 1 /image/etc/passwd"), "root:x:0:0:root:/root:/bin/sh\n");
+    assert!(container.exec(&["touch", "/image/x"]).failed().err.contains("Read-only file system"));
     pod.end();
 }
 
@@ -157,6 +179,13 @@ fn recursive_read_only_volumes(node: &mut Node) {
     let plain = cri::Mount { readonly: true, ..mount(&source.0, "/plain") };
     let recursive = cri::Mount { recursive_read_only: true, readonly: true, ..mount(&source.0, "/recursive") };
     let container = pod.start(with_mounts(vec![plain, recursive]));
+    let refused = |mount: cri::Mount| assert!(pod.create(with_mounts(vec![mount])).is_err());
+    let writable = cri::Mount { recursive_read_only: true, ..mount(&source.0, "/volume") };
+    let read_only = cri::Mount { readonly: true, ..writable.clone() };
+    refused(writable);
+    for propagation in [MountPropagation::HostToContainer, MountPropagation::Bidirectional] {
+        refused(cri::Mount { propagation: propagation.into(), ..read_only.clone() });
+    }
     container.exec(&["touch", "/plain/x"]).failed();
     container.exec(&["touch", "/recursive/x"]).failed();
     container.says("touch /plain/below/x");

@@ -1,5 +1,6 @@
 //! What the containers of a pod share, with each other and with the node.
 
+use std::io::Read;
 use std::os::unix::fs::MetadataExt;
 
 use skiff_cri_client::cri::{self, NamespaceMode};
@@ -15,9 +16,12 @@ crate::under_both!(
     host_pids,
     host_ipc,
     pods_have_addresses,
+    ports_of_the_node,
+    the_network_is_for_those_who_may,
     sysctls,
     hostname_and_dns,
-    user_namespaces;
+    user_namespaces,
+    users_that_cannot_be_mapped;
     with_a_pause_container: host_network;
     built_in: a_pod_can_share_its_pids, host_pids, host_ipc, sysctls, host_network, user_namespaces,
 );
@@ -164,9 +168,40 @@ fn pods_have_addresses(node: &mut Node) {
     two.end();
 }
 
+fn ports_of_the_node(node: &mut Node) {
+    let pod = node.pod_with(|config| {
+        config.port_mappings = vec![cri::PortMapping { container_port: 8000, host_port: 12_000 }];
+    });
+    let server = pod.start(sh("echo through the port | nc -l -p 8000"));
+    eventually("the server listens", || server.says("cat /proc/net/tcp /proc/net/tcp6").contains(":1F40 "));
+    let read = || -> std::io::Result<String> {
+        let mut text = String::new();
+        std::net::TcpStream::connect("10.88.0.1:12000")?.read_to_string(&mut text)?;
+        Ok(text)
+    };
+    assert_eq!(node.containerd.network().expect("a network").run(read).expect("connect"), "through the port\n");
+    server.ended();
+    pod.end();
+}
+
+fn the_network_is_for_those_who_may(node: &mut Node) {
+    let pod = node.pod();
+    let mut config = idle();
+    let add_capabilities = vec!["NET_ADMIN".into()];
+    security(&mut config).capabilities = Some(cri::Capability { add_capabilities, ..Default::default() });
+    let device = ["ip", "link", "add", "dummy1", "type", "bridge"];
+    pod.start(config).exec(&device).ok();
+    assert!(pod.start(idle()).exec(&device).failed().err.contains("Operation not permitted"));
+    pod.end();
+}
+
 fn sysctls(node: &mut Node) {
-    let sysctls =
-        [("kernel.shm_rmid_forced", "1"), ("net.ipv4.ip_unprivileged_port_start", "80"), ("kernel.msgmax", "9000")];
+    let sysctls = [
+        ("kernel.shm_rmid_forced", "1"),
+        ("net.ipv4.ip_unprivileged_port_start", "80"),
+        ("kernel.msgmax", "9000"),
+        ("fs.mqueue.msg_max", "100"),
+    ];
     let pod = node.pod_with(|config| {
         let linux = config.linux.as_mut().expect("linux");
         linux.sysctls = sysctls.iter().map(|(key, value)| (key.to_string(), value.to_string())).collect();
@@ -217,7 +252,10 @@ fn user_namespaces(node: &mut Node) {
     let mappings = || vec![cri::IdMapping { host_id: 100_000, container_id: 0, length: 65_536 }];
     let users = cri::UserNamespace { mode: NamespaceMode::Pod.into(), uids: mappings(), gids: mappings() };
     let mut config = node.pod_config();
-    pod_security(&mut config).namespace_options.get_or_insert_default().userns_options = Some(users);
+    let options = pod_security(&mut config).namespace_options.get_or_insert_default();
+    options.userns_options = Some(users);
+    options.pid = NamespaceMode::Pod.into();
+    config.linux.as_mut().expect("linux").sysctls.insert("net.ipv4.ip_unprivileged_port_start".into(), "80".into());
     let pod = node.run_with_handler(config, handler).unwrap_or_else(|e| panic!("run a pod: {e}"));
     let volume = node.containerd.dir().join("volume");
     std::fs::create_dir(&volume).expect("a volume");
@@ -231,7 +269,7 @@ fn user_namespaces(node: &mut Node) {
     }];
     let container = pod.start(config);
     let other = pod.start(idle());
-    assert_eq!(container.says("id -u"), "0\n");
+    assert_eq!(container.says("id -u; cat /proc/sys/net/ipv4/ip_unprivileged_port_start"), "0\n80\n");
     let map = container.says("cat /proc/self/uid_map");
     assert_eq!(map.split_whitespace().collect::<Vec<_>>(), ["0", "100000", "65536"]);
     assert_eq!(container.says("readlink /proc/self/ns/user"), other.says("readlink /proc/self/ns/user"));
@@ -240,5 +278,43 @@ fn user_namespaces(node: &mut Node) {
     container.says("touch /volume/x && touch /root/x");
     assert_eq!(owner(&volume.join("x")), 0, "the ids of a volume are mapped");
     assert_eq!(container.says("stat -c %u /volume /bin/busybox"), "0\n0\n");
+    container.says("echo shared > /dev/shm/note; cat /etc/hosts /etc/hostname /etc/resolv.conf > /dev/null");
+    assert_eq!(other.says("cat /dev/shm/note; hostname"), format!("shared\n{}\n", pod.config.hostname));
+    // All of the pod belongs to its users: who is root among them may change it, but not the node.
+    let mut config = idle();
+    let capabilities = ["NET_ADMIN", "SYS_ADMIN"].map(String::from).to_vec();
+    let capabilities = cri::Capability { add_capabilities: capabilities, ..cri::Capability::default() };
+    security(&mut config).capabilities = Some(capabilities);
+    let powerful = pod.start(config);
+    powerful.says("ip link set lo down && ip link set lo up && hostname another");
+    assert_eq!(other.says("hostname"), "another\n");
+    powerful.exec(&["mknod", "/tmp/null", "c", "1", "3"]).failed();
+    pod.end();
+}
+
+fn users_that_cannot_be_mapped(node: &mut Node) {
+    if node.containerd.version() == Version::V1 {
+        // Not in its interface yet.
+        return;
+    }
+    let map = |container_id, host_id| cri::IdMapping { host_id, container_id, length: 100_000 };
+    let two = vec![map(0, 1000), map(0, 2000)];
+    let wrong = [
+        (NamespaceMode::Pod, two),
+        (NamespaceMode::Pod, vec![map(1, 1000)]),
+        (NamespaceMode::Container, Vec::new()),
+        (NamespaceMode::Target, Vec::new()),
+    ];
+    for (mode, maps) in wrong {
+        let mut config = node.pod_config();
+        let users = cri::UserNamespace { mode: mode.into(), uids: maps.clone(), gids: maps };
+        pod_security(&mut config).namespace_options.get_or_insert_default().userns_options = Some(users.clone());
+        assert!(node.run(config).is_err(), "{users:?}");
+    }
+    let users = cri::UserNamespace { mode: NamespaceMode::Node.into(), ..cri::UserNamespace::default() };
+    let pod = node.pod_with(|config| {
+        pod_security(config).namespace_options.get_or_insert_default().userns_options = Some(users);
+    });
+    assert_eq!(pod.says("readlink /proc/self/ns/user").trim(), namespace("user"), "the node's own");
     pod.end();
 }

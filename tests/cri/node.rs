@@ -6,7 +6,7 @@ use std::sync::Mutex;
 
 use skiff_cri_client::cri::{self, ContainerConfig, ContainerState, ContainerStatus, NamespaceMode, PodSandboxConfig};
 use skiff_cri_client::{Client, Status};
-use skiff_test_support::{Containerd, Done, IMAGE, Pods, LeakCheck, eventually, unique};
+use skiff_test_support::{Containerd, Done, IMAGE, LeakCheck, Pods, eventually, unique};
 
 /// One call of the runtime service: its name, and the request.
 macro_rules! call {

@@ -74,7 +74,8 @@ fn field(pod: &Pod, name: &str) -> String {
 fn a_process_without_a_program(node: &mut Node) {
     let pod = node.pod_with(|config| {
         let pod = pod_security(config);
-        pod.seccomp = Some(cri::SecurityProfile { profile_type: ProfileType::RuntimeDefault.into(), ..Default::default() });
+        pod.seccomp =
+            Some(cri::SecurityProfile { profile_type: ProfileType::RuntimeDefault.into(), ..Default::default() });
         pod.run_as_user = Some(cri::Int64Value { value: 65_535 });
     });
     assert_eq!(read(&pod, "cmdline"), format!("skiff-pause {}\0", pod.id));

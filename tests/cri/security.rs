@@ -1,13 +1,17 @@
 //! Who the programs are, and what they may do.
 
+use std::os::unix::fs::PermissionsExt;
+
 use skiff_cri_client::cri::security_profile::ProfileType;
 use skiff_cri_client::cri::{self, ContainerConfig};
-use skiff_test_support::Version;
+use skiff_test_support::{Pods, Version};
 
 use crate::node::{Node, idle, pod_security, program, security, sh};
 
 crate::under_both!(
     users_and_groups,
+    groups_of_the_image,
+    a_group_needs_a_user,
     read_only_rootfs,
     capabilities,
     no_new_privileges,
@@ -15,7 +19,8 @@ crate::under_both!(
     privileged,
     seccomp_runtime_default,
     seccomp_unconfined,
-    seccomp_localhost;
+    seccomp_localhost,
+    seccomp_outweighs_capabilities;
     with_a_pause_container: seccomp_of_a_pod;
     built_in: seccomp_of_a_pod, privileged,
 );
@@ -67,6 +72,47 @@ fn users_and_groups(node: &mut Node) {
     pod.end();
 }
 
+fn groups_of_the_image(node: &mut Node) {
+    let pod = node.pod();
+    let member = |strict: bool| {
+        let container = pod.start(changed(idle(), |c| {
+            (c.run_as_user, c.supplemental_groups) = (number(1001), vec![1234]);
+            let policy = [cri::SupplementalGroupsPolicy::Merge, cri::SupplementalGroupsPolicy::Strict];
+            c.supplemental_groups_policy = policy[usize::from(strict)].into();
+        }));
+        let mut groups: Vec<i64> =
+            container.says("id -G").split_whitespace().map(|id| id.parse().expect("an id")).collect();
+        groups.sort();
+        let user = container.status().user.and_then(|user| user.linux);
+        // containerd 1.x does not tell.
+        if let Some(mut user) = user {
+            user.supplemental_groups.sort();
+            assert_eq!((user.uid, user.gid, &user.supplemental_groups), (1001, 1001, &groups));
+        }
+        groups
+    };
+    assert_eq!(member(false), [1001, 1234, 50_000]);
+    if node.containerd.version() == Version::V2 {
+        assert_eq!(member(true), [1001, 1234]);
+    }
+    pod.end();
+}
+
+fn a_group_needs_a_user(node: &mut Node) {
+    let mut config = node.pod_config();
+    pod_security(&mut config).run_as_group = number(2000);
+    let pod = node.run(config);
+    if node.pods == Pods::Shim {
+        // There is nobody whose group it could be.
+        pod.unwrap_or_else(|e| panic!("run a pod: {e}")).end();
+    } else {
+        assert!(pod.is_err());
+    }
+    let pod = node.pod();
+    assert!(pod.create(changed(idle(), |c| c.run_as_group = number(2000))).and_then(|c| c.start()).is_err());
+    pod.end();
+}
+
 fn read_only_rootfs(node: &mut Node) {
     let pod = node.pod_with(|config| pod_security(config).readonly_rootfs = true);
     let container = pod.start(changed(idle(), |c| c.readonly_rootfs = true));
@@ -105,6 +151,27 @@ fn no_new_privileges(node: &mut Node) {
     let pod = node.pod();
     let set = |wanted: bool| pod.output(changed(field("NoNewPrivs"), |c| c.no_new_privs = wanted));
     assert_eq!((set(true).as_str(), set(false).as_str()), ("NoNewPrivs:\t1\n", "NoNewPrivs:\t0\n"));
+    // The node's id(1) with the set-user-id bit, and what it is linked with.
+    let dir = node.containerd.dir().join("set-user-id");
+    std::fs::create_dir(&dir).expect("a volume");
+    std::fs::copy("/usr/bin/id", dir.join("id")).expect("copy a program");
+    std::fs::set_permissions(dir.join("id"), std::fs::Permissions::from_mode(0o4755)).expect("set the bit");
+    let effective = |wanted: bool| {
+        let mut config = changed(program(&["/set-user-id/id", "-u"]), |c| {
+            (c.no_new_privs, c.run_as_user) = (wanted, number(1000));
+        });
+        let dirs = [("/set-user-id", dir.to_str().expect("utf-8")), ("/lib", "/lib"), ("/lib64", "/lib64")];
+        let dirs = dirs.into_iter().filter(|(_, host)| std::path::Path::new(host).exists());
+        let mount = |(inside, host): (&str, &str)| cri::Mount {
+            container_path: inside.into(),
+            host_path: host.into(),
+            readonly: true,
+            ..cri::Mount::default()
+        };
+        config.mounts = dirs.map(mount).collect();
+        pod.output(config)
+    };
+    assert_eq!((effective(true).as_str(), effective(false).as_str()), ("1000\n", "0\n"));
     pod.end();
 }
 
@@ -118,6 +185,11 @@ fn masked_and_read_only_paths(node: &mut Node) {
     let masked = pod.start(masked);
     assert_eq!(masked.says("cat /proc/timer_list /proc/keys; ls -A /proc/sysvipc"), "");
     assert!(masked.exec(&["sh", "-c", "echo x > /proc/sys/kernel/domainname"]).failed().err.contains("Read-only"));
+    let own = pod.start(changed(idle(), |c| {
+        (c.masked_paths, c.readonly_paths) = (vec!["/etc/passwd".into()], vec!["/tmp".into()]);
+    }));
+    assert_eq!(own.says("cat /etc/passwd"), "");
+    assert!(own.exec(&["touch", "/tmp/x"]).failed().err.contains("Read-only file system"));
     let open = pod.start(idle());
     assert_ne!(open.says("cat /proc/timer_list"), "");
     assert_eq!(open.says("grep ' /proc/' /proc/self/mounts || true"), "");
@@ -191,6 +263,29 @@ fn seccomp_localhost(node: &mut Node) {
     let missing = profile(ProfileType::Localhost, "/no/such/profile.json");
     let error = pod.create(changed(idle(), |c| c.seccomp = missing)).and_then(|c| c.start()).expect_err("no profile");
     assert!(error.message().contains("/no/such/profile.json"), "{error}");
+    pod.end();
+}
+
+/// SYS_ADMIN may set the name of the host; a profile forbids it; who is privileged has no profile.
+fn seccomp_outweighs_capabilities(node: &mut Node) {
+    let path = node.containerd.dir().join("profile.json");
+    let text = r#"{"defaultAction": "SCMP_ACT_ALLOW",
+        "syscalls": [{"names": ["sethostname"], "action": "SCMP_ACT_ERRNO"}]}"#;
+    std::fs::write(&path, text).expect("write a profile");
+    let pod = node.pod_with(|config| pod_security(config).privileged = true);
+    let with = |profile: Option<cri::SecurityProfile>, privileged: bool| {
+        let container = pod.start(changed(idle(), |c| {
+            let add_capabilities = vec!["SYS_ADMIN".into()];
+            c.capabilities = Some(cri::Capability { add_capabilities, ..Default::default() }).filter(|_| !privileged);
+            (c.seccomp, c.privileged) = (profile, privileged);
+        }));
+        container.exec(&["hostname", "another"])
+    };
+    let forbidding = || profile(ProfileType::Localhost, path.to_str().expect("utf-8"));
+    with(None, false).ok();
+    with(profile(ProfileType::Unconfined, ""), false).ok();
+    assert!(with(forbidding(), false).failed().err.contains("Operation not permitted"));
+    with(forbidding(), true).ok();
     pod.end();
 }
 

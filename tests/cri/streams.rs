@@ -7,7 +7,7 @@ use std::time::Duration;
 use skiff_cri_client::cri::{self, ContainerConfig};
 use skiff_test_support::eventually;
 
-use crate::node::{Container, Node, call, idle, sh};
+use crate::node::{Container, Node, Pod, call, idle, pod_security, sh};
 
 crate::under_both!(
     exec_streams,
@@ -15,7 +15,8 @@ crate::under_both!(
     attach_to_what_reads,
     stdin_once_ends_with_its_client,
     attach_to_a_terminal,
-    port_forward,
+    port_forward;
+    with_a_pause_container: port_forward_to_the_node,
 );
 
 const STDIN: u8 = 0;
@@ -206,7 +207,20 @@ fn attach_to_a_terminal(node: &mut Node) {
 }
 
 fn port_forward(node: &mut Node) {
-    let pod = node.pod();
+    forward(node, node.pod());
+}
+
+/// Without a pause container containerd 2.1 itself crashes on such a pod.
+fn port_forward_to_the_node(node: &mut Node) {
+    let pod = node.pod_with(|config| {
+        let options = pod_security(config).namespace_options.get_or_insert_default();
+        options.network = cri::NamespaceMode::Node.into();
+        config.hostname = String::new();
+    });
+    forward(node, pod);
+}
+
+fn forward(node: &Node, pod: Pod) {
     let server = pod.start(sh("echo through the forward | nc -l -p 8000"));
     eventually("the server listens", || server.says("cat /proc/net/tcp /proc/net/tcp6").contains(":1F40 "));
     let request = cri::PortForwardRequest { pod_sandbox_id: pod.id.clone(), port: vec![8000] };

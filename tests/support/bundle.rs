@@ -28,8 +28,9 @@ pub fn fill_rootfs(rootfs: &Path) {
     for applet in APPLETS {
         symlink("busybox", rootfs.join("bin").join(applet)).expect("link an applet");
     }
-    std::fs::write(rootfs.join("etc/passwd"), "root:x:0:0:root:/root:/bin/sh\nuser:x:1000:1000::/home/user:/bin/sh\n")
-        .expect("write passwd");
+    let users = "root:x:0:0:root:/root:/bin/sh\nuser:x:1000:1000::/home/user:/bin/sh\nmember:x:1001:1001::/:/bin/sh\n";
+    std::fs::write(rootfs.join("etc/passwd"), users).expect("write passwd");
+    std::fs::write(rootfs.join("etc/group"), "root:x:0:\nmembers:x:50000:member\n").expect("write group");
 }
 
 impl Bundle {
