@@ -1,7 +1,7 @@
 //! containerd goes and comes back; shims die.
 
 use skiff_cri_client::cri::{ContainerState, PodSandboxState};
-use skiff_test_support::{Version, eventually};
+use skiff_test_support::{Pods, Version, eventually};
 
 use crate::node::{Node, idle, sh};
 
@@ -93,7 +93,31 @@ fn a_pod_is_stopped_after_a_restart(node: &mut Node) {
     node.known_pod(&id).end();
 }
 
-/// Without a pause container there is nobody left who could say how the pod is: containerd answers with an error.
+fn kill_shims(node: &Node) {
+    for shim in node.containerd.shims() {
+        let killed = std::process::Command::new("kill").args(["-KILL", &shim.to_string()]).status();
+        assert!(killed.expect("kill runs").success());
+    }
+}
+
+/// Without a pause container there is nobody left who could say how the pod is: containerd answers with an error. It can be
+/// stopped and removed all the same.
+#[test]
+fn a_killed_shim_ends_a_pod_without_a_pause_container() {
+    crate::with_node(Version::V2, Pods::Shim, |node| {
+        let pod = node.pod();
+        let container = pod.start(idle());
+        let pid = container.pid();
+        kill_shims(node);
+        container.ended();
+        eventually("its process is gone", || !std::path::Path::new(&format!("/proc/{pid}")).exists());
+        let other = node.pod();
+        assert_eq!(other.says("echo another pod goes on"), "another pod goes on\n");
+        other.end();
+        pod.end();
+    });
+}
+
 fn a_killed_shim_ends_its_pod(node: &mut Node) {
     if !node.containerd.is_skiff() && node.containerd.version() == Version::V2 {
         // containerd 2 cleans up after the pause container alone; the Go shim leaves the others as they are.
@@ -102,10 +126,7 @@ fn a_killed_shim_ends_its_pod(node: &mut Node) {
     let pod = node.pod();
     let container = pod.start(idle());
     let pid = container.pid();
-    for shim in node.containerd.shims() {
-        let killed = std::process::Command::new("kill").args(["-KILL", &shim.to_string()]).status();
-        assert!(killed.expect("kill runs").success());
-    }
+    kill_shims(node);
     eventually("the pod is not ready", || pod.status().state() == PodSandboxState::SandboxNotready);
     container.ended();
     if node.containerd.is_skiff() {
