@@ -3,67 +3,81 @@
 # Runs in the installer's DaemonSet; works with busybox.
 #
 #   install.sh install | remove
+#
+# The runtime goes to the end of config.toml itself, between two lines that say so: containerd 1.x would put the CRI table of
+# an imported file in the place of the node's own.
 set -eu
 
 HOST=${HOST:-/host}
-BIN=$HOST/usr/local/bin
-DROPIN=$HOST/etc/containerd/conf.d/50-skiff.toml
+BIN=/usr/local/bin
 CONFIG=$HOST/etc/containerd/config.toml
 SOURCE=${SOURCE:-/skiff}
+BEGIN='# skiff: begin, made by its installer'
+END='# skiff: end'
 
-restart() {
+# config.toml as it is without skiff.
+others() {
+    [ ! -e "$CONFIG" ] || sed "/^$BEGIN\$/,/^$END\$/d" "$CONFIG"
+}
+
+# The version of the configuration: its own, or that of a new one.
+version() {
+    if others | grep -q '[^[:space:]]'; then
+        others | sed -n 's/^version *= *\([0-9]*\).*/\1/p' | head -n 1
+    elif chroot "$HOST" containerd --version | grep -q ' v\{0,1\}1\.'; then
+        echo 2
+    else
+        echo 3
+    fi
+}
+
+block() {
+    echo "$BEGIN"
+    others | grep -q '[^[:space:]]' || echo "version = $1"
+    case $1 in
+        2) echo '[plugins."io.containerd.grpc.v1.cri".containerd.runtimes.skiff]' ;;
+        3) echo '[plugins."io.containerd.cri.v1.runtime".containerd.runtimes.skiff]' ;;
+        *) echo "$CONFIG is not of version 2 or 3" >&2; return 1 ;;
+    esac
+    echo '  runtime_type = "io.containerd.skiff.v2"'
+    echo "$END"
+}
+
+# Puts the new configuration, $CONFIG.skiff, into its place. A restart of containerd leaves pods alone.
+replace() {
+    if cmp -s "$CONFIG.skiff" "$CONFIG"; then
+        rm "$CONFIG.skiff"
+        return
+    fi
+    [ ! -e "$CONFIG" ] || chmod "$(stat -c %a "$CONFIG")" "$CONFIG.skiff"
+    mv "$CONFIG.skiff" "$CONFIG"
     chroot "$HOST" systemctl restart containerd
 }
 
-plugin() {
-    # containerd 2 writes version = 3, and 1.x version = 2.
-    if grep -qE '^version *= *3' "$CONFIG" 2>/dev/null || chroot "$HOST" containerd --version | grep -q ' v\?2\.'; then
-        echo 'io.containerd.cri.v1.runtime 3'
-    else
-        echo 'io.containerd.grpc.v1.cri 2'
-    fi
-}
-
 install() {
-    mkdir -p "$BIN" "${DROPIN%/*}"
+    mkdir -p "$HOST$BIN" "${CONFIG%/*}"
+    added=$(block "$(version)")
     for binary in containerd-shim-skiff-v2 skiff; do
         # A running shim keeps the old file: the new one gets its name.
-        cp "$SOURCE/$binary" "$BIN/.$binary.new"
-        chmod 755 "$BIN/.$binary.new"
-        mv "$BIN/.$binary.new" "$BIN/$binary"
+        cp "$SOURCE/$binary" "$HOST$BIN/.$binary.new"
+        chmod 755 "$HOST$BIN/.$binary.new"
+        mv "$HOST$BIN/.$binary.new" "$HOST$BIN/$binary"
     done
-    set -- $(plugin)
-    if [ ! -s "$CONFIG" ]; then
-        printf 'version = %s\nimports = ["/etc/containerd/conf.d/*.toml"]\n' "$2" >"$CONFIG"
-    elif ! grep -q 'conf.d/\*.toml' "$CONFIG"; then
-        if grep -q '^imports' "$CONFIG"; then
-            echo "add \"/etc/containerd/conf.d/*.toml\" to imports in $CONFIG" >&2
-            exit 1
-        fi
-        # At the top: after a table's header it would belong to the table.
-        { echo 'imports = ["/etc/containerd/conf.d/*.toml"] # skiff'; cat "$CONFIG"; } >"$CONFIG.skiff"
-        mv "$CONFIG.skiff" "$CONFIG"
-    fi
-    printf 'version = %s\n[plugins."%s".containerd.runtimes.skiff]\n  runtime_type = "io.containerd.skiff.v2"\n' "$2" "$1" \
-        >"$DROPIN.new"
-    if cmp -s "$DROPIN.new" "$DROPIN"; then
-        rm "$DROPIN.new"
-    else
-        mv "$DROPIN.new" "$DROPIN"
-        restart
-    fi
+    { others; echo "$added"; } >"$CONFIG.skiff"
+    replace
 }
 
 remove() {
-    rm -f "$DROPIN"
-    sed -i '/^imports = .* # skiff$/d' "$CONFIG"
-    restart
-    # Shims of pods that still run need no file of theirs, but their cleanup does.
-    if chroot "$HOST" pgrep -f containerd-shim-skiff-v2 >/dev/null; then
-        echo 'pods still run with skiff: its programs stay until they are gone' >&2
-    else
-        rm -f "$BIN/containerd-shim-skiff-v2" "$BIN/skiff"
+    # containerd needs the runtime for all that it does with a pod, and cleans up after one with its shim.
+    if chroot "$HOST" pgrep -f "^$BIN/containerd-shim-skiff-v2 " >/dev/null; then
+        echo 'pods still run with skiff: it stays until they are gone' >&2
+        exit 1
     fi
+    if grep -qx "$BEGIN" "$CONFIG" 2>/dev/null; then
+        others >"$CONFIG.skiff"
+        replace
+    fi
+    rm -f "$HOST$BIN/containerd-shim-skiff-v2" "$HOST$BIN/skiff"
 }
 
 "$1"

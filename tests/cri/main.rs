@@ -1,6 +1,7 @@
 //! Pods and containers through the CRI socket of a real containerd, 1.x and 2.x, as the kubelet runs them. The same tests pass
 //! with SHIM_UNDER_TEST=io.containerd.runc.v2, but for those that say why not.
 
+mod install;
 mod lifecycle;
 mod mounts;
 mod namespaces;

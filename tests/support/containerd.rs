@@ -37,6 +37,8 @@ pub struct Containerd {
     namespace: String,
     parent: String,
     network: Option<Network>,
+    /// What the daemon is run by, and its configuration, when that is not its own.
+    elsewhere: Option<(Vec<String>, PathBuf)>,
 }
 
 fn binaries(version: Version) -> PathBuf {
@@ -117,6 +119,7 @@ impl Containerd {
             namespace,
             parent,
             network: None,
+            elsewhere: None,
         }
     }
 
@@ -170,8 +173,17 @@ impl Containerd {
         let path =
             format!("{}:{}:{}", self.shim_dir.display(), self.bin.display(), std::env::var("PATH").unwrap_or_default());
         let log = std::fs::File::options().create(true).append(true).open(self.dir.path().join("log")).expect("a log");
-        let mut command = Command::new(self.bin.join("containerd"));
-        command.arg("-c").arg(self.dir.path().join("config.toml"));
+        let program = self.bin.join("containerd");
+        let mut command = match &self.elsewhere {
+            None => Command::new(&program),
+            Some((by, _)) => {
+                let mut command = Command::new(&by[0]);
+                command.args(&by[1..]).arg(&program);
+                command
+            }
+        };
+        let config = self.elsewhere.as_ref().map_or_else(|| self.dir.path().join("config.toml"), |(_, at)| at.clone());
+        command.arg("-c").arg(config);
         command.env("PATH", path).stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
         let daemon = match &self.network {
             Some(network) => network.run(|| command.spawn()),
@@ -179,6 +191,21 @@ impl Containerd {
         };
         self.daemon = Some(daemon.expect("contrib/install-deps --tests has been run"));
         eventually("containerd answers", || self.ctr(&["version"]).code == 0);
+    }
+
+    /// From the next start on the daemon is run by a command, with another configuration.
+    pub fn run_by(&mut self, command: &[&str], config: &Path) {
+        self.elsewhere = Some((command.iter().map(ToString::to_string).collect(), config.to_path_buf()));
+    }
+
+    /// And again as it was.
+    pub fn run_here(&mut self) {
+        self.elsewhere = None;
+    }
+
+    /// Its program.
+    pub fn program(&self) -> PathBuf {
+        self.bin.join("containerd")
     }
 
     /// Kills the daemon; what it runs goes on.
