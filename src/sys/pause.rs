@@ -6,14 +6,14 @@ use std::os::fd::{AsRawFd, BorrowedFd};
 use super::process::exit_now;
 
 /// Ranges of addresses that are remembered; a program has about a dozen.
-const RANGES: usize = 48;
+const RANGES: usize = 40;
 const PAGE: usize = 4 << 10;
 
 /// Where this program keeps its memory: its children have theirs in the same places.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Layout {
-    /// What is private and writable, but for the stack: first address and end.
-    writable: Vec<(usize, usize)>,
+    /// What is private and writable, but for the stack, and the code, which has no changes to lose: first address and end.
+    ranges: Vec<(usize, usize)>,
     /// The main thread's stack.
     stack: (usize, usize),
     /// The arguments that the program was started with.
@@ -39,9 +39,10 @@ impl Layout {
             let (range, modes) = (fields.next()?, fields.next()?);
             let (from, to) = range.split_once('-')?;
             let range = (usize::from_str_radix(from, 16).ok()?, usize::from_str_radix(to, 16).ok()?);
-            match fields.nth(3) {
-                Some("[stack]") => out.stack = range,
-                _ if modes == "rw-p" => out.writable.push(range),
+            match (modes, fields.nth(3)) {
+                (_, Some("[stack]")) => out.stack = range,
+                ("rw-p", _) => out.ranges.push(range),
+                ("r-xp", Some(file)) if file.starts_with('/') => out.ranges.push(range),
                 _ => {}
             }
         }
@@ -76,7 +77,7 @@ pub fn rest(layout: &Layout, name: &std::ffi::CStr, title: &str, last: BorrowedF
         libc::prctl(libc::PR_SET_NAME, name.as_ptr());
     }
     let mut ranges = [(0, 0); RANGES];
-    for (kept, range) in ranges.iter_mut().zip(&layout.writable) {
+    for (kept, range) in ranges.iter_mut().zip(&layout.ranges) {
         *kept = *range;
     }
     // SAFETY: sbrk(0) only asks.
@@ -106,10 +107,10 @@ fn rename(arguments: (usize, usize), end: usize, name: &[u8], title: &[u8]) {
 #[inline(never)]
 fn wait(ranges: [(usize, usize); RANGES], heap_end: usize, top: usize, signals: u64, last: i32) -> ! {
     const DEPTH: usize = 1 << 20;
-    let here = ranges.as_ptr() as usize & !(PAGE - 1);
+    const FRAMES: usize = 2 << 10;
     let forget = |from: usize, to: usize| {
         if from < to {
-            // SAFETY: nothing there is used any more. What is not mapped is passed over.
+            // SAFETY: nothing there is used any more, or it comes from the file again. What is not mapped is passed over.
             unsafe { libc::syscall(libc::SYS_madvise, from, to - from, libc::MADV_DONTNEED) };
         }
     };
@@ -117,8 +118,10 @@ fn wait(ranges: [(usize, usize); RANGES], heap_end: usize, top: usize, signals: 
         // The heap has grown since.
         forget(from, if (from..heap_end).contains(&to) && heap_end - to < 64 << 20 { heap_end } else { to });
     }
-    forget(here - DEPTH, here - 2 * PAGE);
-    forget(here + 2 * PAGE, top);
+    let page = |address: usize| address & !(PAGE - 1);
+    let here = &raw const signals as usize;
+    forget(page(here) - DEPTH, page(here - FRAMES));
+    forget(page(here + FRAMES) + PAGE, top);
     // SAFETY: takes no pointer; the descriptor is this process's own, and it has no further use for it.
     unsafe { libc::syscall(libc::SYS_close, last) };
     loop {
@@ -152,17 +155,18 @@ mod tests {
         let layout = Layout::read().unwrap();
         let own = [String::from("on the heap")];
         let at = own[0].as_ptr() as usize;
-        assert!(layout.writable.iter().any(|(from, to)| (*from..*to).contains(&at)), "{layout:x?}");
+        assert!(layout.ranges.iter().any(|(from, to)| (*from..*to).contains(&at)), "{layout:x?}");
         let line = std::fs::read("/proc/self/cmdline").unwrap();
         assert_eq!(layout.arguments.1 - layout.arguments.0, line.len());
     }
 
     #[test]
     fn what_is_not_as_expected_is_no_layout() {
-        let maps = "1000-2000 rw-p 00000000 00:00 0\n3000-4000 r--p 00000000 00:00 0\n7000-9000 rw-p 00000000 00:00 0   [stack]\n";
+        let maps = "1000-2000 rw-p 00000000 00:00 0\n3000-4000 r--p 00000000 00:00 0\n\
+                    4000-5000 r-xp 00000000 00:00 7 /x\n5000-6000 r-xp 00000000 00:00 0 [vdso]\n7000-9000 rw-p 00000000 00:00 0   [stack]\n";
         let stat = |numbers: &str| format!("1 (a b) c) S {} {numbers} 0\n", "0 ".repeat(44));
         let layout = Layout::parse(maps, &stat("32768 32800 32800 33000")).unwrap();
-        assert_eq!((layout.writable, layout.stack), (vec![(0x1000, 0x2000)], (0x7000, 0x9000)));
+        assert_eq!((layout.ranges, layout.stack), (vec![(0x1000, 0x2000), (0x4000, 0x5000)], (0x7000, 0x9000)));
         assert_eq!((layout.arguments, layout.environment_end), ((32768, 32800), 33000));
         assert_eq!(Layout::parse(maps, &stat("0 0 0 0")), None);
         assert_eq!(Layout::parse("", &stat("32768 32800 32800 33000")), None);
