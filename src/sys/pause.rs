@@ -6,14 +6,17 @@ use std::os::fd::{AsRawFd, BorrowedFd};
 use super::process::exit_now;
 
 /// Ranges of addresses that are remembered; a program has about a dozen.
-const RANGES: usize = 40;
+const RANGES: usize = 48;
 const PAGE: usize = 4 << 10;
 
 /// Where this program keeps its memory: its children have theirs in the same places.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Layout {
-    /// What is private and writable, but for the stack, and the code, which has no changes to lose: first address and end.
+    /// What is private and writable, but for heap and stack; and the code, which has no changes to lose. First addresses
+    /// and ends.
     ranges: Vec<(usize, usize)>,
+    /// The heap, which may grow.
+    heap: (usize, usize),
     /// The main thread's stack.
     stack: (usize, usize),
     /// The arguments that the program was started with.
@@ -41,6 +44,7 @@ impl Layout {
             let range = (usize::from_str_radix(from, 16).ok()?, usize::from_str_radix(to, 16).ok()?);
             match (modes, fields.nth(3)) {
                 (_, Some("[stack]")) => out.stack = range,
+                (_, Some("[heap]")) => out.heap = range,
                 ("rw-p", _) => out.ranges.push(range),
                 ("r-xp", Some(file)) if file.starts_with('/') => out.ranges.push(range),
                 _ => {}
@@ -82,9 +86,14 @@ pub fn rest(layout: &Layout, name: &std::ffi::CStr, title: &str, last: BorrowedF
     }
     // SAFETY: sbrk(0) only asks.
     let heap_end = unsafe { libc::sbrk(0) } as usize;
-    let top = layout.arguments.0 & !(PAGE - 1);
+    let heap = (layout.heap.0, if layout.heap.0 == 0 { 0 } else { heap_end });
     rename(layout.arguments, layout.environment_end, name.to_bytes(), title.as_bytes());
-    wait(ranges, heap_end, top, signals, last)
+    let top = layout.arguments.0 & !(PAGE - 1);
+    for (from, to) in ranges {
+        forget(from, to);
+    }
+    forget(heap.0, heap.1);
+    wait(top, signals, last)
 }
 
 /// Overwrites arguments and environment. A last byte of the arguments that is not zero tells the kernel that they were
@@ -103,25 +112,25 @@ fn rename(arguments: (usize, usize), end: usize, name: &[u8], title: &[u8]) {
     }
 }
 
-/// Everything that it needs is in its own frame and in its caller's, where the ranges are: around these, memory goes.
-#[inline(never)]
-fn wait(ranges: [(usize, usize); RANGES], heap_end: usize, top: usize, signals: u64, last: i32) -> ! {
-    const DEPTH: usize = 1 << 20;
-    const FRAMES: usize = 2 << 10;
-    let forget = |from: usize, to: usize| {
-        if from < to {
-            // SAFETY: nothing there is used any more, or it comes from the file again. What is not mapped is passed over.
-            unsafe { libc::syscall(libc::SYS_madvise, from, to - from, libc::MADV_DONTNEED) };
-        }
-    };
-    for (from, to) in ranges {
-        // The heap has grown since.
-        forget(from, if (from..heap_end).contains(&to) && heap_end - to < 64 << 20 { heap_end } else { to });
+/// MADV_DONTNEED: of what is nobody's, the content is gone; of a file's, what has been changed. It must not be used any more
+/// by the caller's contract. What is not mapped is passed over.
+fn forget(from: usize, to: usize) {
+    if from < to {
+        // SAFETY: by the caller's contract.
+        unsafe { libc::syscall(libc::SYS_madvise, from, to - from, libc::MADV_DONTNEED) };
     }
-    let page = |address: usize| address & !(PAGE - 1);
+}
+
+/// Everything that it needs is in its own frame, which is small: around that, the stack goes.
+#[inline(never)]
+fn wait(top: usize, signals: u64, last: i32) -> ! {
+    const DEPTH: usize = 1 << 20;
+    // Its frame and those of what it calls, with room to spare.
+    const FRAMES: usize = 2 << 10;
     let here = &raw const signals as usize;
-    forget(page(here) - DEPTH, page(here - FRAMES));
-    forget(page(here + FRAMES) + PAGE, top);
+    let (below, above) = ((here - FRAMES) & !(PAGE - 1), ((here + FRAMES) & !(PAGE - 1)) + PAGE);
+    forget(below - DEPTH, below);
+    forget(above, top);
     // SAFETY: takes no pointer; the descriptor is this process's own, and it has no further use for it.
     unsafe { libc::syscall(libc::SYS_close, last) };
     loop {
@@ -155,7 +164,8 @@ mod tests {
         let layout = Layout::read().unwrap();
         let own = [String::from("on the heap")];
         let at = own[0].as_ptr() as usize;
-        assert!(layout.ranges.iter().any(|(from, to)| (*from..*to).contains(&at)), "{layout:x?}");
+        let mut all = layout.ranges.iter().chain([&layout.heap]);
+        assert!(all.any(|(from, to)| (*from..*to).contains(&at)), "{layout:x?}");
         let line = std::fs::read("/proc/self/cmdline").unwrap();
         assert_eq!(layout.arguments.1 - layout.arguments.0, line.len());
     }
@@ -163,10 +173,11 @@ mod tests {
     #[test]
     fn what_is_not_as_expected_is_no_layout() {
         let maps = "1000-2000 rw-p 00000000 00:00 0\n3000-4000 r--p 00000000 00:00 0\n\
-                    4000-5000 r-xp 00000000 00:00 7 /x\n5000-6000 r-xp 00000000 00:00 0 [vdso]\n7000-9000 rw-p 00000000 00:00 0   [stack]\n";
+                    2000-3000 rw-p 00000000 00:00 0 [heap]\n4000-5000 r-xp 00000000 00:00 7 /x\n5000-6000 r-xp 00000000 00:00 0 [vdso]\n7000-9000 rw-p 00000000 00:00 0   [stack]\n";
         let stat = |numbers: &str| format!("1 (a b) c) S {} {numbers} 0\n", "0 ".repeat(44));
         let layout = Layout::parse(maps, &stat("32768 32800 32800 33000")).unwrap();
-        assert_eq!((layout.ranges, layout.stack), (vec![(0x1000, 0x2000), (0x4000, 0x5000)], (0x7000, 0x9000)));
+        assert_eq!((layout.heap, layout.stack), ((0x2000, 0x3000), (0x7000, 0x9000)));
+        assert_eq!(layout.ranges, [(0x1000, 0x2000), (0x4000, 0x5000)]);
         assert_eq!((layout.arguments, layout.environment_end), ((32768, 32800), 33000));
         assert_eq!(Layout::parse(maps, &stat("0 0 0 0")), None);
         assert_eq!(Layout::parse("", &stat("32768 32800 32800 33000")), None);
