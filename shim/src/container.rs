@@ -24,6 +24,7 @@ use crate::events::{Events, timestamp};
 use crate::io::{Copies, Io, Manner, Name, Paths, Pipes, watch_fd};
 use crate::process::{Phase, Process, settle};
 use crate::rootfs;
+use crate::streaming::Local;
 
 /// A container.
 pub struct Container {
@@ -337,7 +338,7 @@ impl Container {
     }
 
     /// Adds an exec process; nothing of it is made before its start.
-    pub fn add_exec(&self, exec_id: &str, spec: ProcessSpec, paths: Paths) -> Result<()> {
+    pub fn add_exec(&self, exec_id: &str, spec: ProcessSpec, paths: Paths, local: Option<Local>) -> Result<()> {
         if self.execs.borrow().contains_key(exec_id) {
             return Err(Error::new(Kind::AlreadyExists, format!("id {exec_id}: exec process already exists")));
         }
@@ -348,6 +349,7 @@ impl Container {
             _ => {}
         }
         let exec = Exec1 { process: Process::new(exec_id, paths), spec, tree: RefCell::default() };
+        exec.process.set_local(local);
         self.execs.borrow_mut().insert(exec_id.to_string(), Rc::new(exec));
         let event =
             TaskExecAdded { container_id: self.id.clone(), exec_id: exec_id.to_string(), ..TaskExecAdded::default() };
@@ -405,7 +407,7 @@ impl Container {
         // What outlives the Delete of an exec process must not keep the client's streams open.
         let direct = self.manner.direct && tree.is_some() && !labelled(&exec.spec);
         let manner = Manner { direct, ..self.manner };
-        let (stdio, copies) = Streams::new(&process.paths, manner, name)?.ready().await?;
+        let (stdio, copies) = Streams::new(&process.local_paths(), manner, name)?.ready().await?;
         let request = Exec {
             process: exec.spec.clone(),
             stdio,
@@ -700,8 +702,9 @@ pub async fn connect(
     }
     if let Some(master) = console {
         let keep = master.try_clone().map_err(|e| Error::io("share the terminal", &e))?;
-        process.set_io(Io::console(master, &process.paths, name).await?);
+        process.set_io(Io::console(master, &process.local_paths(), name).await?);
         process.set_console(keep);
     }
+    process.opened();
     Ok(())
 }

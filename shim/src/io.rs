@@ -585,7 +585,8 @@ impl Read for FdFile<'_> {
     }
 }
 
-async fn write_all(to: &AsyncFd<OwnedFd>, mut bytes: &[u8]) -> nix::Result<()> {
+/// Writes all of it.
+pub async fn write_all(to: &AsyncFd<OwnedFd>, mut bytes: &[u8]) -> nix::Result<()> {
     while !bytes.is_empty() {
         let mut guard = to.writable().await.map_err(errno)?;
         match nix::unistd::write(to.get_ref(), bytes) {

@@ -20,6 +20,7 @@ mod rootfs;
 mod sandbox;
 mod serve;
 mod start;
+mod streaming;
 mod task;
 
 use std::io::Write;

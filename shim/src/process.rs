@@ -12,6 +12,7 @@ use tokio::io::unix::AsyncFd;
 use tokio::sync::watch;
 
 use crate::io::{Io, Paths, watch_fd};
+use crate::streaming::Local;
 
 /// How long Delete waits for the last output, as the Go shim does.
 const DRAIN: Duration = Duration::from_secs(10);
@@ -41,6 +42,8 @@ pub struct Process {
     child: RefCell<Option<Rc<Watched>>>,
     io: RefCell<Option<Io>>,
     console: RefCell<Option<OwnedFd>>,
+    /// Its streams, when they are not what `paths` names.
+    local: RefCell<Option<Local>>,
     close_stdin: Cell<bool>,
 }
 
@@ -62,6 +65,7 @@ impl Process {
             child: RefCell::default(),
             io: RefCell::default(),
             console: RefCell::default(),
+            local: RefCell::default(),
             close_stdin: Cell::new(false),
         })
     }
@@ -75,6 +79,21 @@ impl Process {
         Ok(())
     }
 
+    /// Its streams are these.
+    pub fn set_local(&self, local: Option<Local>) {
+        *self.local.borrow_mut() = local;
+    }
+
+    /// The paths of its streams for whoever opens them.
+    pub fn local_paths(&self) -> Paths {
+        self.local.borrow().as_ref().map_or_else(|| self.paths.clone(), |local| local.paths.clone())
+    }
+
+    /// Its outputs have been opened.
+    pub fn opened(&self) {
+        self.local.borrow_mut().iter_mut().for_each(Local::opened);
+    }
+
     /// Takes over the streams.
     pub fn set_io(&self, io: Io) {
         if self.close_stdin.get() {
@@ -86,7 +105,7 @@ impl Process {
     /// Connects its stdin with the client's.
     pub fn open_stdin(&self) -> Result<()> {
         match self.io.borrow_mut().as_mut() {
-            Some(io) => io.open_stdin(&self.paths.stdin),
+            Some(io) => io.open_stdin(&self.local_paths().stdin),
             None => Ok(()),
         }
     }
@@ -185,6 +204,7 @@ impl Process {
 
     /// Waits for the last output and closes the streams.
     pub async fn close_io(&self) {
+        self.local.borrow().iter().for_each(Local::close);
         let drained = self.io.borrow_mut().as_mut().map(|io| io.drained(DRAIN));
         if let Some(drained) = drained {
             drained.await;

@@ -28,6 +28,7 @@ use crate::args::Args;
 use crate::events::Events;
 use crate::io::watch_fd;
 use crate::logging;
+use crate::streaming;
 use crate::task::{self, Service, Shim};
 
 const V2: &str = "containerd.task.v2.Task";
@@ -85,6 +86,7 @@ fn services(service: Service) -> Result<HashMap<String, containerd_shim_protos::
         let one = made.remove(V3).ok_or_else(|| Error::new(Kind::System, format!("no service {V3}")))?;
         out.insert(name.to_string(), one);
     }
+    out.insert(streaming::SERVICE.to_string(), streaming::dispatch(service.clone()));
     out.extend(create_sandbox(service));
     Ok(out)
 }

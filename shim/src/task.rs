@@ -36,6 +36,7 @@ use crate::events::{Events, timestamp};
 use crate::io::{Manner, Name, Paths};
 use crate::pending::{Call, Calls};
 use crate::process::{Phase, Process, settle};
+use crate::streaming::{self, Local};
 use crate::{metrics, options, pause, rootfs, sandbox};
 
 /// Base of the state directories, as the Go shim has it: other programs look there.
@@ -61,6 +62,8 @@ pub struct Shim {
     pub calls: Calls,
     /// The pod, where there is no pause container.
     pub sandbox: sandbox::Slot,
+    /// Clients of the streaming service.
+    pub streams: Rc<streaming::Streams>,
     rootless: bool,
 }
 
@@ -147,6 +150,7 @@ impl Shim {
             shutdown_refused: std::cell::Cell::new(false),
             calls: Calls::default(),
             sandbox: sandbox::Slot::default(),
+            streams: Rc::default(),
             rootless: skiff::host::rootless(),
         })
     }
@@ -216,7 +220,9 @@ impl Shim {
         // CRIU dumps pipes, but no FIFOs that lie outside of the container.
         let pipes = checkpoint.is_some() || options.criu_work_path.is_some() || wants_checkpoints(&spec);
         let manner = Manner { owner, direct: !pipes && owner == (0, 0) && init_may_have_fifos(&spec) };
-        let (stdio, copies) = Streams::new(&paths, manner, name)?.ready().await?;
+        let local = Local::new(&self.streams, &paths)?;
+        let opened = local.as_ref().map_or(&paths, |local| &local.paths);
+        let (stdio, copies) = Streams::new(opened, manner, name)?.ready().await?;
         let mounted = !request.rootfs.is_empty();
         if mounted {
             rootfs::set_up(&bundle, &request.rootfs).await?;
@@ -240,6 +246,7 @@ impl Shim {
                 pause: pause::wanted(&spec, options.builtin_pause),
             };
             let init = Process::new("", paths);
+            init.set_local(local);
             let home = Home { root, namespace: self.namespace.clone(), mounted, work: options.criu_work_path };
             let exec_manner = Manner { direct: manner.direct && execs_may_have_fifos(&spec), ..manner };
             let events = self.events.clone();
@@ -460,7 +467,8 @@ impl Task for Service {
                 stderr: request.stderr,
                 terminal: request.terminal,
             };
-            container.add_exec(&request.exec_id, process, paths)
+            let local = Local::new(&shim.streams, &paths)?;
+            container.add_exec(&request.exec_id, process, paths, local)
         })
         .await
         .map(|()| Empty::new())

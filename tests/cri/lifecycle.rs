@@ -30,7 +30,10 @@ crate::under_both!(
     a_handler_says_what_it_can;
     with_a_pause_container: the_shim_of_a_stopped_pod_is_not_kept;
     built_in: a_pod_with_a_container, a_stopped_pod_stops_its_containers, one_shim_per_pod, many_pods_at_once,
-        the_shim_of_a_stopped_pod_is_not_kept,
+        the_shim_of_a_stopped_pod_is_not_kept;
+    streaming: a_pod_with_a_container, exec_answers_with_output_and_exit_code, exec_has_a_timeout,
+        what_cannot_start_says_why, a_stopped_pod_stops_its_containers, logs, a_lot_of_log, a_log_can_be_rotated,
+        many_pods_at_once,
 );
 
 fn a_pod_with_a_container(node: &mut Node) {

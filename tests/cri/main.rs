@@ -32,12 +32,14 @@ fn with_node(version: Version, pods: Pods, test: impl FnOnce(&mut Node)) {
 }
 
 /// The tests of a module under both versions, and where pods have no pause container. Those after the first semicolon are
-/// about it; those after the second run also where it is built into the shim.
+/// about it; those after the second run also where it is built into the shim, and those after the third with streams that are
+/// no FIFOs.
 macro_rules! under_both {
     (
         $($name:ident),* $(,)?
         $(; with_a_pause_container: $($paused:ident),* $(,)?)?
         $(; built_in: $($built_in:ident),* $(,)?)?
+        $(; streaming: $($streaming:ident),* $(,)?)?
     ) => {
         mod v1 {
             use skiff_test_support::{Pods::Image, Version::V1};
@@ -53,6 +55,10 @@ macro_rules! under_both {
             use skiff_test_support::{Pods::Shim, Version::V2};
             $(#[test] fn $name() { crate::with_node(V2, Shim, super::$name) })*
         }
+        $(mod streaming {
+            use skiff_test_support::{Pods::Streaming, Version::V2};
+            $(#[test] fn $streaming() { crate::with_node(V2, Streaming, super::$streaming) })*
+        })?
         $(mod built_in_v1 {
             use skiff_test_support::{Pods::BuiltIn, Version::V1};
             $(#[test] fn $built_in() { crate::with_node(V1, BuiltIn, super::$built_in) })*

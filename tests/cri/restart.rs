@@ -11,7 +11,9 @@ crate::under_both!(
     an_end_while_containerd_is_away_is_known,
     a_pod_is_stopped_after_a_restart;
     with_a_pause_container: a_killed_shim_ends_its_pod;
-    built_in: what_runs_goes_on, a_pod_is_stopped_after_a_restart, a_killed_shim_ends_its_pod,
+    built_in: what_runs_goes_on, a_pod_is_stopped_after_a_restart, a_killed_shim_ends_its_pod;
+    streaming: what_runs_goes_on, what_has_ended_is_remembered, an_end_while_containerd_is_away_is_known,
+        a_pod_is_stopped_after_a_restart,
 );
 
 fn what_runs_goes_on(node: &mut Node) {

@@ -16,7 +16,9 @@ crate::under_both!(
     stdin_once_ends_with_its_client,
     attach_to_a_terminal,
     port_forward;
-    with_a_pause_container: port_forward_to_the_node,
+    with_a_pause_container: port_forward_to_the_node;
+    streaming: exec_streams, exec_on_a_terminal, attach_to_what_reads, stdin_once_ends_with_its_client,
+        attach_to_a_terminal,
 );
 
 const STDIN: u8 = 0;

@@ -23,6 +23,8 @@ pub enum Pods {
     BuiltIn,
     /// By the shim itself, without a container; from containerd 2.0 on.
     Shim,
+    /// The same, with standard streams that are no FIFOs.
+    Streaming,
 }
 
 /// A running containerd with a busybox image. Dropped, it is ended with everything that it runs.
@@ -85,7 +87,11 @@ impl Containerd {
             .expect("configure CNI");
         std::fs::write(containerd.dir.path().join("skiff.toml"), "BuiltinPause = true\n").expect("write options");
         let cri = "plugins.\"io.containerd.grpc.v1.cri\"";
-        let sandboxer = if pods == Pods::Shim { "shim" } else { "podsandbox" };
+        let sandboxer = match pods {
+            Pods::Image | Pods::BuiltIn => "\"podsandbox\"",
+            Pods::Shim => "\"shim\"",
+            Pods::Streaming => "\"shim\"\nio_type = \"streaming\"",
+        };
         let annotations = "pod_annotations = [\"io.containerd.skiff.*\"]\n";
         let config = format!(
             "{common}\
@@ -93,7 +99,7 @@ impl Containerd {
              [{cri}]\nsandbox_image = \"{pause}\"\nrestrict_oom_score_adj = true\ndisable_apparmor = true\n\
              netns_mounts_under_state_dir = true\nstream_server_address = \"127.0.0.1\"\nstream_server_port = \"0\"\n\
              [{cri}.containerd]\ndefault_runtime_name = \"test\"\n\
-             [{cri}.containerd.runtimes.test]\nruntime_type = \"{runtime}\"\nsandboxer = \"{sandboxer}\"\n{annotations}\
+             [{cri}.containerd.runtimes.test]\nruntime_type = \"{runtime}\"\nsandboxer = {sandboxer}\n{annotations}\
              [{cri}.containerd.runtimes.path]\nruntime_type = \"io.containerd.runc.v2\"\n{path}{annotations}\
              [{cri}.containerd.runtimes.built-in]\nruntime_type = \"{runtime}\"\n\
              [{cri}.containerd.runtimes.built-in.options]\nConfigPath = \"{at}/skiff.toml\"\n\
