@@ -189,6 +189,7 @@ impl Container {
         }
         self.init.set_phase(Phase::Stopped);
         let _ = self.running_execs.subscribe().wait_for(|n| *n == 0).await;
+        self.init.sent().await;
         self.report_oom();
         self.init.set_exit(exit);
         self.exited(&self.init, exit);
@@ -224,6 +225,7 @@ impl Container {
             log::error!("container {:?}, process {:?}: {err}", self.id, process.exec_id);
             Exit { status: 255, at: SystemTime::now() }
         });
+        process.sent().await;
         self.report_oom();
         if let Some(exec) = self.execs.borrow().get(&process.exec_id) {
             // Most leave nothing behind.

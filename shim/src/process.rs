@@ -94,6 +94,14 @@ impl Process {
         self.local.borrow_mut().iter_mut().for_each(Local::opened);
     }
 
+    /// Waits for what has to come before the word of its exit.
+    pub async fn sent(&self) {
+        let sent = self.local.borrow().as_ref().map(Local::sent);
+        if let Some(sent) = sent {
+            sent.await;
+        }
+    }
+
     /// Takes over the streams.
     pub fn set_io(&self, io: Io) {
         if self.close_stdin.get() {

@@ -9,12 +9,13 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::time::Duration;
 
 use async_trait::async_trait;
 use containerd_shim_protos::protobuf::well_known_types::any::Any;
 use containerd_shim_protos::protobuf::{CodedInputStream, CodedOutputStream, rt};
 use containerd_shim_protos::ttrpc::asynchronous::{
-    SSReceiver, SSSender, ServerStream, Service as Dispatch, StreamHandler, StreamInner, TtrpcContext,
+    SSSender, ServerStream, Service as Dispatch, StreamHandler, StreamInner, TtrpcContext,
 };
 use containerd_shim_protos::ttrpc::{self, Response};
 use nix::errno::Errno;
@@ -35,6 +36,8 @@ const WINDOW_UPDATE: &str = "containerd.types.transfer.WindowUpdate";
 const CHUNK: usize = 32 << 10;
 /// What a sender may send before the receiver has taken it, bytes.
 const WINDOW: i64 = 64 << 10;
+/// How long an exit is held back for the last output.
+const PATIENCE: Duration = Duration::from_secs(1);
 /// Tag of a message's first field when it is text or bytes.
 const BYTES: u32 = 10;
 /// The same when it is a number.
@@ -61,16 +64,27 @@ impl StreamHandler for Method {
         let id = init.and_then(|message| String::from_utf8(bytes(&message.value)?).ok());
         let id = id.ok_or_else(|| ttrpc::Error::Others("a stream has to begin with its id".into()))?;
         to.send(&Any::default()).await?;
-        let (done, finished) = oneshot::channel();
-        let client = Client { to, from, _done: done };
+        let (done, mut finished) = oneshot::channel();
+        let (pass, messages) = mpsc::unbounded_channel();
+        let client = Client { to, from: messages, _done: done };
         self.0
             .ask(move |shim| async move {
                 shim.streams.arrive(id, client);
                 Ok(())
             })
             .await?;
-        let _ = finished.await;
-        Ok(None)
+        loop {
+            // A window bounds what can be on the way.
+            tokio::select! {
+                message = from.recv() => {
+                    let Ok(Some(message)) = message else { return Ok(None) };
+                    if pass.send(message).is_err() {
+                        return Ok(None);
+                    }
+                }
+                _ = &mut finished => return Ok(None),
+            }
+        }
     }
 }
 
@@ -94,7 +108,10 @@ fn first<T>(
     None
 }
 
-fn any(type_url: &str, write: impl Fn(&mut CodedOutputStream<'_>) -> containerd_shim_protos::protobuf::Result<()>) -> Any {
+fn any(
+    type_url: &str,
+    write: impl Fn(&mut CodedOutputStream<'_>) -> containerd_shim_protos::protobuf::Result<()>,
+) -> Any {
     let mut value = Vec::new();
     let mut output = CodedOutputStream::vec(&mut value);
     // A vector takes everything.
@@ -106,7 +123,8 @@ fn any(type_url: &str, write: impl Fn(&mut CodedOutputStream<'_>) -> containerd_
 /// A client's end of a stream. Dropped, it is told that this is the end.
 struct Client {
     to: SSSender<Any>,
-    from: SSReceiver<Any>,
+    /// Ends when the client has said all, or has gone.
+    from: mpsc::UnboundedReceiver<Any>,
     _done: oneshot::Sender<()>,
 }
 
@@ -115,29 +133,39 @@ struct Client {
 #[derive(Default)]
 pub struct Streams(RefCell<HashMap<String, Door>>);
 
+#[derive(Default)]
 struct Door {
-    in_: mpsc::UnboundedSender<Client>,
-    out: Option<mpsc::UnboundedReceiver<Client>>,
+    /// To whoever serves the stream.
+    inside: Option<mpsc::UnboundedSender<Client>>,
+    /// The last one who came when nobody did yet.
+    waiting: Option<Client>,
 }
 
 impl Streams {
     fn arrive(&self, id: String, client: Client) {
         let mut doors = self.0.borrow_mut();
-        // Whoever waited at the door of what has never been made has gone meanwhile.
-        let _ = doors.entry(id).or_default().in_.send(client);
+        // What a client wants may never be made.
+        let waits = |door: &Door| door.waiting.as_ref().is_some_and(|client| !client.from.is_closed());
+        doors.retain(|_, door| door.inside.is_some() || waits(door));
+        let door = doors.entry(id).or_default();
+        match &door.inside {
+            Some(inside) => drop(inside.send(client)),
+            None => door.waiting = Some(client),
+        }
     }
 
     fn claim(&self, id: &str) -> Result<mpsc::UnboundedReceiver<Client>> {
         let mut doors = self.0.borrow_mut();
-        let out = doors.entry(id.to_string()).or_default().out.take();
-        out.ok_or_else(|| Error::new(skiff::Kind::AlreadyExists, format!("stream {id:?} is in use")))
-    }
-}
-
-impl Default for Door {
-    fn default() -> Door {
-        let (in_, out) = mpsc::unbounded_channel();
-        Door { in_, out: Some(out) }
+        let door = doors.entry(id.to_string()).or_default();
+        if door.inside.is_some() {
+            return Err(Error::new(skiff::Kind::AlreadyExists, format!("stream {id:?} is in use")));
+        }
+        let (inside, clients) = mpsc::unbounded_channel();
+        if let Some(client) = door.waiting.take() {
+            let _ = inside.send(client);
+        }
+        door.inside = Some(inside);
+        Ok(clients)
     }
 }
 
@@ -148,6 +176,8 @@ pub struct Local {
     /// Writers of outputs, until the process has its own.
     held: Vec<OwnedFd>,
     closing: watch::Sender<bool>,
+    /// Outputs that are not at their end.
+    open: watch::Sender<usize>,
 }
 
 /// The id that an URI names.
@@ -165,6 +195,7 @@ impl Local {
             paths: Paths { terminal: paths.terminal, ..Paths::default() },
             held: Vec::new(),
             closing: watch::Sender::new(false),
+            open: watch::Sender::new(0),
         };
         for (uri, name, is_output) in [
             (&paths.stdin, &mut local.paths.stdin, false),
@@ -177,8 +208,10 @@ impl Local {
             *name = format!("/proc/self/fd/{}", reader.as_raw_fd());
             let (clients, closing) = (streams.claim(id)?, local.closing.subscribe());
             let (streams, id) = (streams.clone(), id.to_string());
+            let open = local.open.clone();
             if is_output {
                 local.held.push(writer);
+                open.send_modify(|n| *n += 1);
             }
             tokio::task::spawn_local(async move {
                 let copied = if is_output {
@@ -190,6 +223,9 @@ impl Local {
                     log::warn!("stream {id}: {}", skiff::error::errno_text(errno));
                 }
                 streams.0.borrow_mut().remove(&id);
+                if is_output {
+                    open.send_modify(|n| *n -= 1);
+                }
             });
         }
         Ok(Some(local))
@@ -198,6 +234,15 @@ impl Local {
     /// The process has its streams.
     pub fn opened(&mut self) {
         self.held.clear();
+    }
+
+    /// Waits until its clients have been sent all output: at the word of an exit containerd gives the streams up, and with
+    /// them what it has not read. What has been left running may keep an output open for longer than that is worth.
+    pub fn sent(&self) -> impl Future<Output = ()> + use<> {
+        let mut open = self.open.subscribe();
+        async move {
+            let _ = tokio::time::timeout(PATIENCE, open.wait_for(|n| *n == 0)).await;
+        }
     }
 
     /// The process is being deleted: clients that are not there are not waited for.
@@ -231,11 +276,11 @@ async fn output(
                     (client, window) = (next, 0);
                 }
                 message = client.from.recv() => match message {
-                    Ok(Some(message)) if message.type_url == WINDOW_UPDATE => {
+                    Some(message) if message.type_url == WINDOW_UPDATE => {
                         window += i64::from(first(&message.value, NUMBER, |input| input.read_int32()).unwrap_or(0));
                     }
-                    Ok(Some(_)) => {}
-                    Ok(None) | Err(_) => break,
+                    Some(_) => {}
+                    None => break,
                 },
                 read = read(&pipe, &mut unsent, window), if window > 0 => {
                     read?;
@@ -301,7 +346,7 @@ async fn input(
             }
             tokio::select! {
                 message = client.from.recv() => {
-                    let Ok(Some(message)) = message else { break };
+                    let Some(message) = message else { break };
                     let data = bytes(&message.value).filter(|_| message.type_url == DATA).unwrap_or_default();
                     window -= data.len() as i64;
                     tokio::select! {

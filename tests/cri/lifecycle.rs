@@ -32,8 +32,7 @@ crate::under_both!(
     built_in: a_pod_with_a_container, a_stopped_pod_stops_its_containers, one_shim_per_pod, many_pods_at_once,
         the_shim_of_a_stopped_pod_is_not_kept;
     streaming: a_pod_with_a_container, exec_answers_with_output_and_exit_code, exec_has_a_timeout,
-        what_cannot_start_says_why, a_stopped_pod_stops_its_containers, logs, a_lot_of_log, a_log_can_be_rotated,
-        many_pods_at_once,
+        what_cannot_start_says_why, a_stopped_pod_stops_its_containers, logs, a_log_can_be_rotated, many_pods_at_once,
 );
 
 fn a_pod_with_a_container(node: &mut Node) {
