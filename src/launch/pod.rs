@@ -61,26 +61,30 @@ fn held(pod: &Pod<'_>) -> Result<Process> {
         Side::Parent(pid, pidfd) => Process { pid, pidfd },
     };
     drop(end);
-    let ended = loop {
-        match channel.receive() {
-            Ok(Message::Later) => wait_readable(channel.fd(), None)?,
-            Ok(Message::Record(Record::Born, Some(pidfd))) => match adopted(pidfd)? {
-                // Cloned to this same parent; who did it exits.
-                Some(real) => drop(std::mem::replace(&mut process, real).wait()?),
-                None => break Err(Error::new(Kind::System, "the process is gone")),
-            },
-            Ok(Message::Record(Record::Failed(failure), _)) => break Err(describe(pod, &failure)),
-            Ok(Message::Record(..)) => {}
-            Ok(Message::Executed) => break Ok(()),
-            Ok(Message::Lost) => break Err(Error::new(Kind::System, "the process has ended")),
-            Err(err) => break Err(err),
-        }
-    };
-    match ended {
+    match ready(pod, &mut channel, &mut process) {
         Ok(()) => Ok(process),
         Err(err) => {
             process.discard();
             Err(err)
+        }
+    }
+}
+
+/// Waits until it holds what it is to hold.
+fn ready(pod: &Pod<'_>, channel: &mut Channel, process: &mut Process) -> Result<()> {
+    let lost = || Error::new(Kind::System, "the process has ended");
+    loop {
+        match channel.receive()? {
+            Message::Later => wait_readable(channel.fd(), None)?,
+            Message::Record(Record::Born, Some(pidfd)) => {
+                // Cloned to this same parent; who did it exits.
+                let real = adopted(pidfd)?.ok_or_else(lost)?;
+                std::mem::replace(process, real).wait()?;
+            }
+            Message::Record(Record::Failed(failure), _) => return Err(describe(pod, &failure)),
+            Message::Record(..) => {}
+            Message::Executed => return Ok(()),
+            Message::Lost => return Err(lost()),
         }
     }
 }

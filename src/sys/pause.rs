@@ -44,6 +44,8 @@ impl Layout {
             let range = (usize::from_str_radix(from, 16).ok()?, usize::from_str_radix(to, 16).ok()?);
             match (modes, fields.nth(3)) {
                 (_, Some("[stack]")) => out.stack = range,
+                // In a process that was forked it can be in two pieces.
+                (_, Some("[heap]")) if out.heap.0 != 0 => out.heap.1 = range.1,
                 (_, Some("[heap]")) => out.heap = range,
                 ("rw-p", _) => out.ranges.push(range),
                 ("r-xp", Some(file)) if file.starts_with('/') => out.ranges.push(range),
@@ -173,7 +175,7 @@ mod tests {
     #[test]
     fn what_is_not_as_expected_is_no_layout() {
         let maps = "1000-2000 rw-p 00000000 00:00 0\n3000-4000 r--p 00000000 00:00 0\n\
-                    2000-3000 rw-p 00000000 00:00 0 [heap]\n4000-5000 r-xp 00000000 00:00 7 /x\n5000-6000 r-xp 00000000 00:00 0 [vdso]\n7000-9000 rw-p 00000000 00:00 0   [stack]\n";
+                    2000-2800 rw-p 00000000 00:00 0 [heap]\n2800-3000 rw-p 00000000 00:00 0 [heap]\n4000-5000 r-xp 00000000 00:00 7 /x\n5000-6000 r-xp 00000000 00:00 0 [vdso]\n7000-9000 rw-p 00000000 00:00 0   [stack]\n";
         let stat = |numbers: &str| format!("1 (a b) c) S {} {numbers} 0\n", "0 ".repeat(44));
         let layout = Layout::parse(maps, &stat("32768 32800 32800 33000")).unwrap();
         assert_eq!((layout.heap, layout.stack), ((0x2000, 0x3000), (0x7000, 0x9000)));
