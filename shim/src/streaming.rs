@@ -26,6 +26,7 @@ use tokio::io::unix::AsyncFd;
 use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::io::{Paths, watch_fd, write_all};
+use crate::pending::Call;
 use crate::task::Service;
 
 /// Its name.
@@ -68,7 +69,7 @@ impl StreamHandler for Method {
         let (pass, messages) = mpsc::unbounded_channel();
         let client = Client { to, from: messages, _done: done };
         self.0
-            .ask(move |shim| async move {
+            .ask(Call::new("Stream", &id, ""), move |shim| async move {
                 shim.streams.arrive(id, client);
                 Ok(())
             })
