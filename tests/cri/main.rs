@@ -10,10 +10,11 @@ mod restart;
 mod sandbox;
 mod security;
 mod streams;
+mod systemd;
 
 use std::path::Path;
 
-use skiff_test_support::{Containerd, Version};
+use skiff_test_support::{Containerd, Driver, Version};
 
 use node::Node;
 
@@ -31,8 +32,13 @@ fn with_sandbox_node(test: impl FnOnce(&mut Node)) {
         // The Go shim has pods with a pause container alone.
         return;
     }
+    with_driver(Version::V2, "shim", Driver::Cgroupfs, test);
+}
+
+/// The same with all that can differ.
+fn with_driver(version: Version, sandboxer: &str, driver: Driver, test: impl FnOnce(&mut Node)) {
     let shim = Path::new(env!("CARGO_BIN_EXE_containerd-shim-skiff-v2"));
-    let mut node = Node::new(Containerd::start_cri_with(Version::V2, shim, "shim"));
+    let mut node = Node::new(Containerd::start_cri_with(version, shim, sandboxer, driver));
     test(&mut node);
     node.end();
 }

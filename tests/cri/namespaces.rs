@@ -201,10 +201,13 @@ fn hostname_and_dns(node: &mut Node) {
     pod.end();
 }
 
-fn user_namespaces(node: &mut Node) {
+pub fn user_namespaces(node: &mut Node) {
     let status = call!(node, status, cri::StatusRequest { verbose: false }).expect("a status");
     let handler = status.runtime_handlers.into_iter().find(|handler| handler.name == "path");
-    if !handler.and_then(|handler| handler.features).is_some_and(|features| features.user_namespaces) {
+    let offered = handler.and_then(|handler| handler.features).is_some_and(|features| features.user_namespaces);
+    // 1.7 says nothing of handlers; it has these pods, but cannot map the ids of volumes.
+    let is_1_7 = node.containerd.release().contains(" 1.7.");
+    if !offered && !is_1_7 {
         // Not offered: containerd 1.6, and a runc that cannot map the ids of mounts.
         assert!(!node.containerd.is_skiff() || node.containerd.version() == Version::V1);
         return;
@@ -217,13 +220,15 @@ fn user_namespaces(node: &mut Node) {
     let volume = node.containerd.dir().join("volume");
     std::fs::create_dir(&volume).expect("a volume");
     let mut config = idle();
-    config.mounts = vec![cri::Mount {
-        container_path: "/volume".into(),
-        host_path: volume.display().to_string(),
-        uid_mappings: mappings(),
-        gid_mappings: mappings(),
-        ..cri::Mount::default()
-    }];
+    if offered {
+        config.mounts = vec![cri::Mount {
+            container_path: "/volume".into(),
+            host_path: volume.display().to_string(),
+            uid_mappings: mappings(),
+            gid_mappings: mappings(),
+            ..cri::Mount::default()
+        }];
+    }
     let container = pod.start(config);
     let other = pod.start(idle());
     assert_eq!(container.says("id -u"), "0\n");
@@ -232,8 +237,11 @@ fn user_namespaces(node: &mut Node) {
     assert_eq!(container.says("readlink /proc/self/ns/user"), other.says("readlink /proc/self/ns/user"));
     let owner = |path: &std::path::Path| std::fs::metadata(path).expect("a file").uid();
     assert_eq!(owner(format!("/proc/{}", container.pid()).as_ref()), 100_000, "it is nobody on the node");
-    container.says("touch /volume/x && touch /root/x");
-    assert_eq!(owner(&volume.join("x")), 0, "the ids of a volume are mapped");
-    assert_eq!(container.says("stat -c %u /volume /bin/busybox"), "0\n0\n");
+    assert_eq!(container.says("touch /root/x && stat -c %u /root/x /bin/busybox"), "0\n0\n");
+    if offered {
+        container.says("touch /volume/x");
+        assert_eq!(owner(&volume.join("x")), 0, "the ids of a volume are mapped");
+        assert_eq!(container.says("stat -c %u /volume"), "0\n");
+    }
     pod.end();
 }

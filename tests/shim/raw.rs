@@ -1,5 +1,7 @@
 //! The Task service without containerd: a client of our own drives each call in each state.
 
+mod systemd;
+
 use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -15,7 +17,7 @@ use containerd_shim_protos::protobuf::{Message, MessageField};
 use containerd_shim_protos::ttrpc::context::{Context, with_timeout};
 use containerd_shim_protos::ttrpc::{self, Code};
 use containerd_shim_protos::{Client, TaskClient};
-use skiff_test_support::{Bundle, LeakCheck, eventually, unique};
+use skiff_test_support::{Bundle, LeakCheck, eventually, has_controllers, unique};
 
 /// A daemon of skiff's shim in a bundle of its own.
 struct Daemon {
@@ -35,14 +37,18 @@ impl Daemon {
     }
 
     fn with(bundle: Bundle) -> Daemon {
+        Daemon::with_environment(bundle, unique("rawtest"), &[])
+    }
+
+    fn with_environment(bundle: Bundle, id: String, environment: &[(&str, &str)]) -> Daemon {
         bundle.write();
-        let id = unique("rawtest");
         let output = Command::new(env!("CARGO_BIN_EXE_containerd-shim-skiff-v2"))
             .args(["-namespace", "raw", "-publish-binary", "/bin/true", "-id", &id, "-address"])
             .arg(bundle.path().join("none.sock"))
             .arg("start")
             .current_dir(bundle.path())
             .env_remove("TTRPC_ADDRESS")
+            .envs(environment.iter().copied())
             .stdin(std::process::Stdio::null())
             .output()
             .expect("the shim starts");
@@ -359,8 +365,11 @@ fn which_stdout(bundle: Bundle) -> [(u64, u64); 2] {
     let number = |text: String| text.trim().parse::<u64>().unwrap_or_else(|_| panic!("a number: {text:?}"));
     let (out, exec_out) = (daemon.fifo("out"), daemon.fifo("exec-out"));
     let (text, exec_text) = (reader(&out), reader(&exec_out));
-    daemon.create_with([Path::new(""), &out, Path::new("")]).unwrap();
+    let pid = daemon.create_with([Path::new(""), &out, Path::new("")]).unwrap();
     daemon.begin("").unwrap();
+    eventually("the init has told", || {
+        std::fs::read(format!("/proc/{pid}/cmdline")).is_ok_and(|line| line.starts_with(b"sleep"))
+    });
     daemon.exec_to("which", &WHICH, &exec_out).unwrap();
     daemon.begin("which").unwrap();
     assert_eq!(daemon.wait("which").unwrap(), 0);
@@ -504,6 +513,9 @@ fn a_terminal_that_leads_nowhere_leaves_nothing() {
 
 #[test]
 fn limits_are_updated() {
+    if !has_controllers(&["pids", "cpuset"]) {
+        return;
+    }
     let daemon = Daemon::start(&["sleep", "1000"]);
     daemon.create().unwrap();
     let update = |resources: &str| {

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
-use crate::{Done, Network, eventually, image, run, unique};
+use crate::{Done, Network, eventually, has_controllers, image, run, unique};
 
 /// Which containerd.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -12,6 +12,15 @@ pub enum Version {
     V1,
     /// A 2.x, unpacked by contrib/install-deps.
     V2,
+}
+
+/// What makes the cgroups of pods and containers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Driver {
+    /// The runtime by itself, as containerd has it by default.
+    Cgroupfs,
+    /// systemd, as most nodes have it.
+    Systemd,
 }
 
 /// A running containerd with a busybox image. Dropped, it is ended with everything that it runs.
@@ -25,6 +34,7 @@ pub struct Containerd {
     runtime: String,
     namespace: String,
     parent: String,
+    driver: Driver,
     network: Option<Network>,
 }
 
@@ -63,12 +73,13 @@ impl Containerd {
     /// Starts one with the CRI plugin, in a network of its own. It has two runtimes, `test` and `path`: containerd up to 2.2
     /// asks only runtimes of the type `io.containerd.runc.v2` what they can, so `path` is one whose path is that of skiff.
     pub fn start_cri(version: Version, shim: &Path) -> Containerd {
-        Containerd::start_cri_with(version, shim, "podsandbox")
+        Containerd::start_cri_with(version, shim, "podsandbox", Driver::Cgroupfs)
     }
 
-    /// The same with another sandboxer: `shim` has no pause container, from containerd 2.0 on.
-    pub fn start_cri_with(version: Version, shim: &Path, sandboxer: &str) -> Containerd {
+    /// The same with another sandboxer, where `shim` has no pause container, from containerd 2.0 on, or another driver.
+    pub fn start_cri_with(version: Version, shim: &Path, sandboxer: &str, driver: Driver) -> Containerd {
         let mut containerd = Containerd::new(version, shim, "k8s.io".into(), unique("cri"));
+        containerd.driver = driver;
         containerd.network = Some(Network::new());
         let at = containerd.dir.path().display().to_string();
         std::fs::create_dir(containerd.dir.path().join("cni")).expect("make a directory");
@@ -82,11 +93,21 @@ impl Containerd {
              netns_mounts_under_state_dir = true\nstream_server_address = \"127.0.0.1\"\nstream_server_port = \"0\"\n\
              [{cri}.containerd]\ndefault_runtime_name = \"test\"\n\
              [{cri}.containerd.runtimes.test]\nruntime_type = \"{runtime}\"\nsandboxer = \"{sandboxer}\"\n\
+             {options}\
              [{cri}.containerd.runtimes.path]\nruntime_type = \"io.containerd.runc.v2\"\n{path}\
              [{cri}.cni]\nbin_dir = \"{CNI_PLUGINS}\"\nconf_dir = \"{at}/cni\"\n",
             common = containerd.common_config(),
             pause = image::PAUSE,
             runtime = containerd.runtime,
+            // containerd 2.0 to 2.3.0 starts no container with options where the shim holds the pod: the shim sees by
+            // the path of the cgroup what is meant.
+            options = if driver == Driver::Systemd && sandboxer != "shim" {
+                ["test", "path"]
+                    .map(|name| format!("[{cri}.containerd.runtimes.{name}.options]\nSystemdCgroup = true\n"))
+                    .concat()
+            } else {
+                String::new()
+            },
             path =
                 if containerd.is_skiff() { format!("runtime_path = \"{}\"\n", shim.display()) } else { String::new() },
         );
@@ -104,6 +125,7 @@ impl Containerd {
             runtime: std::env::var("SHIM_UNDER_TEST").unwrap_or_else(|_| "io.containerd.skiff.v2".into()),
             namespace,
             parent,
+            driver: Driver::Cgroupfs,
             network: None,
         }
     }
@@ -128,9 +150,22 @@ impl Containerd {
         self.version
     }
 
+    /// What it says of its version.
+    pub fn release(&self) -> String {
+        run(Command::new(self.bin.join("containerd")).arg("--version"), "").ok().out
+    }
+
     /// Its socket.
     pub fn socket(&self) -> PathBuf {
         self.dir.path().join("c.sock")
+    }
+
+    /// What a pod is to have as the parent of its cgroups: a path, or a slice.
+    pub fn pod_parent(&self) -> String {
+        match self.driver {
+            Driver::Cgroupfs => format!("/{}", self.parent),
+            Driver::Systemd => format!("{}.slice", self.parent),
+        }
     }
 
     /// A name for the parents of cgroups that no other test uses.
@@ -220,15 +255,12 @@ impl Containerd {
 
     /// `ctr run` with another runtime than the one under test.
     pub fn run_as(&self, runtime: &str, flags: &[&str], id: &str, args: &[&str]) -> Done {
-        let head = ["run", "--runtime", runtime];
-        let all: Vec<&str> = head.iter().chain(flags).chain(&[image::NAME, id]).chain(args).copied().collect();
-        self.ctr(&all)
+        self.ctr(&run_line(runtime, flags, id, args))
     }
 
     /// The same, with `input` on stdin.
     pub fn run_with(&self, flags: &[&str], id: &str, args: &[&str], input: &str) -> Done {
-        let head = ["run", "--runtime", self.runtime.as_str()];
-        let all: Vec<&str> = head.iter().chain(flags).chain(&[image::NAME, id]).chain(args).copied().collect();
+        let all = run_line(&self.runtime, flags, id, args);
         if flags.contains(&"-t") { self.ctr_tty(&all) } else { self.ctr_with(&all, input) }
     }
 
@@ -263,6 +295,12 @@ impl Containerd {
     pub fn log(&self) -> String {
         std::fs::read_to_string(self.dir.path().join("log")).unwrap_or_default()
     }
+}
+
+fn run_line<'a>(runtime: &'a str, flags: &[&'a str], id: &'a str, args: &[&'a str]) -> Vec<&'a str> {
+    // ctr asks for shares unless it is told not to.
+    let shares: &[&str] = if has_controllers(&["cpu"]) { &[] } else { &["--cpu-shares", "0"] };
+    [&["run", "--runtime", runtime], shares, flags, &[image::NAME, id], args].concat()
 }
 
 impl Drop for Containerd {
