@@ -9,7 +9,7 @@ STATIC = LIBSECCOMP_LINK_TYPE=static LIBSECCOMP_LIB_PATH=$$(dirname $$(cc -print
 # cargo-nextest where it is there: a process per test.
 RUN_TESTS := $(if $(shell command -v cargo-nextest),nextest run --no-fail-fast,test --no-fail-fast)
 
-.PHONY: help demo build test test-vm test-reference engines bench soak lint audit install
+.PHONY: help demo build test test-v2 test-vm test-reference engines bench soak lint audit install
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -25,6 +25,10 @@ build: ## the two binaries, statically linked, in target/release
 test: ## all tests; as root
 	contrib/install-deps --tests
 	$(CARGO) $(RUN_TESTS) --workspace
+
+test-v2: ## the tests of the command line and the shim where cgroup v2 alone is mounted, with what v1 leaves to it
+	contrib/install-deps --tests
+	contrib/v2-view $(CARGO) $(RUN_TESTS) --package skiff --test cli --package containerd-shim-skiff --test shim
 
 test-vm: ## the tests in a virtual machine with systemd and cgroup v2; as root, on Debian; builds its image once
 	contrib/install-deps --tests

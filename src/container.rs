@@ -758,6 +758,7 @@ impl Container {
             filter: own.seccomp.as_ref(),
             cgroup: below.as_ref().unwrap_or(&self.cgroup),
             part: tree.as_ref().map(|tree| &tree.0),
+            unit: own.unit.as_ref(),
             init: self.init()?,
             init_pid: self.state.init_process_pid,
             namespaces: own.namespaces,
@@ -827,17 +828,24 @@ impl Container {
         let (merged, mut writes) = merge(old, changes)?;
         writes.set_devices(None);
         let plan = plan::cgroup::plan_update(&writes, &host)?;
-        if let Some(unit) = &self.state.skiff.unit {
-            unit.set(&plan::scope::limits(&plan.writes)?)?;
-        }
-        if let Err(err) = self.cgroup.apply(&plan) {
+        // systemd writes the files by itself.
+        self.cgroup.check_memory(&plan)?;
+        if let Err(err) = self.set_unit(&plan).and_then(|()| self.cgroup.apply(&plan)) {
             if let Ok(undo) = plan::cgroup::plan_update(old, &host) {
+                let _ = self.set_unit(&undo);
                 let _ = self.cgroup.apply(&undo);
             }
             return Err(err);
         }
         self.state.skiff.resources = merged;
         self.dir.save(&self.state)
+    }
+
+    fn set_unit(&self, plan: &plan::cgroup::CgroupPlan) -> Result<()> {
+        match &self.state.skiff.unit {
+            Some(unit) => unit.set(&plan::scope::limits(&plan.writes)?),
+            None => Ok(()),
+        }
     }
 
     /// Watches for the kernel's OOM killer; None where the cgroup has no memory controller.

@@ -1,6 +1,7 @@
 //! Root file systems that containerd describes as mounts: mounted on the bundle's `rootfs`, and unmounted again.
 
 use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::ffi::OsStringExt;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
@@ -154,7 +155,8 @@ fn mount_one(rootfs: &Path, one: &Mount) -> Result<()> {
     };
     let hint = |errno| Error::sys(format!("{what}: map ids{}", idmap::hint(errno)), errno);
     if one.type_ == "overlay" && (mapped.is_some() || data.len() >= page_size()) {
-        overlay(&target, &parsed, flags, mapped.as_ref()).map_err(if mapped.is_some() {
+        let layers = Layers::below(rootfs.with_file_name("layers"));
+        overlay(&target, &parsed, flags, mapped.as_ref(), layers).map_err(if mapped.is_some() {
             &hint
         } else {
             &fail as &dyn Fn(Errno) -> Error
@@ -181,8 +183,14 @@ fn page_size() -> usize {
 }
 
 /// mount(2) takes a page of options; fsconfig(2) takes layers one by one.
-/// With ids mapped each lower layer is a mapped mount of its own, given by its descriptor (Linux 6.13).
-fn overlay(target: &Path, parsed: &Flags, flags: MsFlags, mapped: Option<&OwnedFd>) -> nix::Result<()> {
+/// With ids mapped each lower layer is a mapped mount of its own, given by its descriptor (Linux 6.13) or by its name.
+fn overlay(
+    target: &Path,
+    parsed: &Flags,
+    flags: MsFlags,
+    mapped: Option<&OwnedFd>,
+    mut named: Layers,
+) -> nix::Result<()> {
     use skiff::sys::mount::{FsContext, attach, cstring};
     let context = FsContext::open(c"overlay")?;
     // Detached, they are gone when their descriptors are.
@@ -195,7 +203,13 @@ fn overlay(target: &Path, parsed: &Flags, flags: MsFlags, mapped: Option<&OwnedF
                     match mapped {
                         Some(namespace) => {
                             let copy = mapped_copy(layer, namespace)?;
-                            context.set_fd(c"lowerdir+", copy.as_fd())?;
+                            match context.set_fd(c"lowerdir+", copy.as_fd()) {
+                                Err(Errno::EBADF | Errno::EINVAL) => {
+                                    let path = cstring(named.add(&copy)?.into_os_string().into_vec())?;
+                                    context.set(c"lowerdir+", Some(&path))?;
+                                }
+                                other => other?,
+                            }
                             copies.push(copy);
                         }
                         None => context.set(c"lowerdir+", Some(&cstring(layer)?))?,
@@ -208,6 +222,41 @@ fn overlay(target: &Path, parsed: &Flags, flags: MsFlags, mapped: Option<&OwnedF
     }
     let fd = context.mount(attributes(flags)).map_err(|(errno, _)| errno)?;
     attach(fd.as_fd(), open_path(target)?.as_fd())
+}
+
+/// Layers that have a name for as long as it takes to make an overlay of them.
+struct Layers {
+    dir: PathBuf,
+    paths: Vec<PathBuf>,
+}
+
+impl Layers {
+    /// None so far.
+    fn below(dir: PathBuf) -> Layers {
+        Layers { dir, paths: Vec::new() }
+    }
+
+    /// Mounts a detached layer.
+    fn add(&mut self, layer: &OwnedFd) -> nix::Result<PathBuf> {
+        let path = self.dir.join(self.paths.len().to_string());
+        let made = std::fs::DirBuilder::new().mode(0o700).recursive(true).create(&path);
+        made.map_err(|e| Errno::from_raw(e.raw_os_error().unwrap_or(libc::EIO)))?;
+        self.paths.push(path.clone());
+        skiff::sys::mount::attach(layer.as_fd(), open_path(&path)?.as_fd())?;
+        Ok(path)
+    }
+}
+
+impl Drop for Layers {
+    fn drop(&mut self) {
+        for path in &self.paths {
+            let _ = umount2(path, MntFlags::MNT_DETACH);
+            let _ = std::fs::remove_dir(path);
+        }
+        if !self.paths.is_empty() {
+            let _ = std::fs::remove_dir(&self.dir);
+        }
+    }
 }
 
 fn open_path(path: &Path) -> nix::Result<OwnedFd> {

@@ -339,15 +339,19 @@ impl Sandbox {
     /// The usage of the pod's cgroup, which the kubelet has made.
     fn metrics(&self) -> Result<Any> {
         let host = skiff::host::Cgroups::read()?;
-        let below = self.config.cgroup_parent.trim_start_matches('/');
+        let parent = self.config.cgroup_parent.trim_start_matches('/');
+        let below = match parent.ends_with(".slice") && !parent.contains('/') {
+            true => skiff::plan::scope::expand(parent)?,
+            false => parent.into(),
+        };
         let mut paths = BTreeMap::new();
         for hierarchy in &host.v1 {
             for controller in &hierarchy.controllers {
-                paths.insert(controller.clone(), hierarchy.mountpoint.join(below));
+                paths.insert(controller.clone(), hierarchy.mountpoint.join(&below));
             }
         }
         if let Some(v2) = host.v2.filter(|_| host.v1.is_empty()) {
-            paths.insert(String::new(), v2.mountpoint.join(below));
+            paths.insert(String::new(), v2.mountpoint.join(&below));
         }
         Ok(crate::metrics::any(&Cgroup::open(&paths)?.stats()?))
     }

@@ -236,7 +236,7 @@ impl Shim {
                 root: root.clone(),
                 stdio,
                 gate: Gate::Socket,
-                systemd_cgroup: options.systemd_cgroup,
+                systemd_cgroup: options.systemd_cgroup || skiff::plan::scope::is_meant(&spec),
                 no_pivot: options.no_pivot_root,
                 no_new_keyring: options.no_new_keyring,
                 preserve_fds: 0,

@@ -134,6 +134,34 @@ impl Directory {
         }
     }
 
+    /// True on v2 when the controller that `file` belongs to is not there.
+    pub fn lacks_controller(&self, file: &str) -> bool {
+        let name = file.split('.').next();
+        let there = self.read("cgroup.controllers").filter(|_| self.is_v2());
+        there.is_some_and(|list| name != Some("cgroup") && !list.split_whitespace().any(|one| Some(one) == name))
+    }
+
+    /// Gives it to a user, who may then make cgroups in it and move processes between them (cgroups(7), "Cgroups
+    /// delegation"). The limits stay with whom they belong to.
+    pub fn delegate(&self, owner: u32) -> Result<()> {
+        if nix::unistd::geteuid().as_raw() == owner {
+            return Ok(());
+        }
+        let list = fs::read_to_string("/sys/kernel/cgroup/delegate");
+        let list = list.unwrap_or_else(|_| "cgroup.procs cgroup.subtree_control cgroup.threads".into());
+        let owner = Some(nix::unistd::Uid::from_raw(owner));
+        let dir = self.fd().ok_or_else(|| Error::sys(format!("open cgroup {:?}", self.path), Errno::ENOENT))?;
+        for name in std::iter::once(".").chain(list.split_whitespace()) {
+            match nix::unistd::fchownat(dir, name, owner, None, nix::fcntl::AtFlags::AT_SYMLINK_NOFOLLOW) {
+                Ok(()) | Err(Errno::ENOENT) => {}
+                Err(errno) => {
+                    return Err(Error::sys(format!("give cgroup {:?} to its user", self.path.join(name)), errno));
+                }
+            }
+        }
+        Ok(())
+    }
+
     /// Opens a file of it.
     pub fn open_file(&self, name: &str, flags: OFlag) -> nix::Result<OwnedFd> {
         self.file(name, flags)

@@ -61,7 +61,13 @@ impl Cgroup {
         // A unit of systemd is new, and has a process that keeps it until the init is there.
         let shared = plan.scope.is_some();
         for dir in plan.dirs.iter().filter(|dir| which(dir)) {
-            match Directory::create(dir, pure_v2, shared, &mut undo) {
+            let made = Directory::create(dir, pure_v2, shared, &mut undo).and_then(|directory| {
+                match plan.owner.map_or(Ok(()), |owner| directory.delegate(owner)) {
+                    Err(err) if !(plan.rootless && refused(err.errno())) => Err(err),
+                    _ => Ok(directory),
+                }
+            });
+            match made {
                 Ok(directory) => {
                     for controller in &dir.controllers {
                         self.paths.insert(controller.clone(), directory.path().to_path_buf());
@@ -194,8 +200,11 @@ impl Cgroup {
         self.dirs.iter().find(|dir| dir.controllers.iter().any(|controller| controller == name))
     }
 
-    /// Refuses a limit that is not above what is used now.
-    fn check_memory(&self, plan: &CgroupPlan) -> Result<()> {
+    /// Refuses a limit that is not above what is used now, if the plan asks for it.
+    pub fn check_memory(&self, plan: &CgroupPlan) -> Result<()> {
+        if plan.check_memory.is_none() && plan.check_swap.is_none() {
+            return Ok(());
+        }
         let used = |file: &str| self.controller("").and_then(|dir| dir.number(file)).unwrap_or(0);
         let memory = used("memory.current");
         for (what, limit, usage) in [
@@ -219,9 +228,7 @@ impl Cgroup {
 
     /// Writes the limits.
     pub fn apply(&self, plan: &CgroupPlan) -> Result<()> {
-        if plan.check_memory.is_some() || plan.check_swap.is_some() {
-            self.check_memory(plan)?;
-        }
+        self.check_memory(plan)?;
         let mut at = 0;
         while let Some(write) = plan.writes.get(at) {
             match (self.write(write), plan.writes.get(at + 1)) {
@@ -254,6 +261,11 @@ impl Cgroup {
         match written {
             Ok(()) => Ok(()),
             Err(Errno::ENOENT) if write.optional => Ok(()),
+            Err(Errno::ENOENT) if dir.lacks_controller(&write.file) => {
+                let controller = write.file.split('.').next().unwrap_or_default();
+                let text = format!("cannot set limit: {:?} has no {controller} controller", dir.path());
+                Err(Error::invalid(&write.field, text).with_kind(Kind::Unsupported))
+            }
             Err(Errno::EBUSY) if write.file == "memory.limit_in_bytes" => {
                 let number = |file: &str| dir.number(file).unwrap_or(0);
                 let (now, peak) = (number("memory.usage_in_bytes"), number("memory.max_usage_in_bytes"));

@@ -40,11 +40,15 @@ impl Systemd {
     fn connect(user: bool) -> Result<Systemd> {
         let deadline = Instant::now() + PATIENCE;
         let (own, bus) = sockets(user)?;
-        match Connection::open(&own, deadline) {
-            Ok(connection) => Ok(Systemd { connection }),
-            Err(err) if err.kind() == Kind::Timeout => Err(err),
-            Err(err) => {
-                let connection = Connection::open(&bus, deadline).map_err(|_| err)?;
+        let own = own.map(|own| Connection::open(&own, deadline));
+        match own {
+            Some(Ok(connection)) => Ok(Systemd { connection }),
+            Some(Err(err)) if err.kind() == Kind::Timeout => Err(err),
+            other => {
+                let connection = Connection::open(&bus, deadline).map_err(|err| match other {
+                    Some(Err(first)) => first,
+                    _ => err,
+                })?;
                 let mut out = Systemd { connection };
                 out.introduce()?;
                 Ok(out)
@@ -98,26 +102,31 @@ fn refused(what: &str, name: &str, text: &str) -> Error {
     Error::new(Kind::System, format!("{what}: {text} ({name})"))
 }
 
-/// systemd's own socket and the bus.
-fn sockets(user: bool) -> Result<(PathBuf, PathBuf)> {
+/// systemd's own socket and the bus. Who names a bus for the system means that one alone.
+fn sockets(user: bool) -> Result<(Option<PathBuf>, PathBuf)> {
     if !user {
-        return Ok(("/run/systemd/private".into(), "/run/dbus/system_bus_socket".into()));
+        return Ok(match named("DBUS_SYSTEM_BUS_ADDRESS") {
+            Some(bus) => (None, bus),
+            None => (Some("/run/systemd/private".into()), "/run/dbus/system_bus_socket".into()),
+        });
     }
     let runtime = std::env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from);
-    let bus = std::env::var("DBUS_SESSION_BUS_ADDRESS").ok();
-    let bus = bus.and_then(|address| {
-        let path = address.split([',', ';']).find_map(|part| part.trim_start_matches("unix:").strip_prefix("path="))?;
-        Some(PathBuf::from(path))
-    });
-    match (runtime, bus) {
-        (Some(runtime), bus) => Ok((runtime.join("systemd/private"), bus.unwrap_or_else(|| runtime.join("bus")))),
-        (None, Some(bus)) => Ok((bus.with_file_name("systemd/private"), bus)),
+    match (runtime, named("DBUS_SESSION_BUS_ADDRESS")) {
+        (Some(runtime), bus) => Ok((Some(runtime.join("systemd/private")), bus.unwrap_or_else(|| runtime.join("bus")))),
+        (None, Some(bus)) => Ok((Some(bus.with_file_name("systemd/private")), bus)),
         (None, None) => {
             let text =
                 "--systemd-cgroup: find the user's systemd: XDG_RUNTIME_DIR and DBUS_SESSION_BUS_ADDRESS are not set";
             Err(Error::new(Kind::FailedPrecondition, text))
         }
     }
+}
+
+/// The path in a bus's address: `unix:path=/run/x,guid=y`.
+fn named(variable: &str) -> Option<PathBuf> {
+    let address = std::env::var(variable).ok()?;
+    let path = address.split([',', ';']).find_map(|part| part.trim_start_matches("unix:").strip_prefix("path="))?;
+    Some(PathBuf::from(path))
 }
 
 /// Starts the unit of a container with process `pid` in it.

@@ -7,6 +7,7 @@ use nix::errno::Errno;
 use super::seccomp::Filter;
 use super::{Aim, Channel, Message, Process, adopted, describe, listener};
 use crate::cgroup::Cgroup;
+use crate::cgroup::systemd::Unit;
 use crate::child::exec::{self, Exec};
 use crate::child::report::Record;
 use crate::plan::process::Process as ProcessPlan;
@@ -26,6 +27,8 @@ pub struct Begin<'a> {
     pub cgroup: &'a Cgroup,
     /// A part of that to go to instead.
     pub part: Option<&'a Cgroup>,
+    /// The unit of systemd that this belongs to.
+    pub unit: Option<&'a Unit>,
     /// The container's init.
     pub init: OwnedFd,
     /// Its pid.
@@ -57,7 +60,8 @@ pub struct Birth {
 
 /// Clones the process.
 pub fn begin(begin: Begin<'_>) -> Result<Birth> {
-    let Begin { plan, filter, cgroup, part, init, init_pid, namespaces, stdio, preserve_fds, keyring, state } = begin;
+    let Begin { plan, filter, cgroup, part, unit, init, init_pid, namespaces, stdio, preserve_fds, keyring, state } =
+        begin;
     let stopped = |errno: Errno, what: &str| match errno {
         Errno::ESRCH => Error::new(Kind::FailedPrecondition, "cannot exec in a stopped container"),
         errno => Error::sys(what, errno),
@@ -92,12 +96,19 @@ pub fn begin(begin: Begin<'_>) -> Result<Birth> {
         aim.at_pid_namespace(child.init.as_fd())
             .map_err(|errno| stopped(errno, "join the container's pid namespace"))?;
     }
+    let mut attach = None;
     let cloned = match clone::clone3(0, into) {
         // The container has made cgroups of its own below, and its init lives in one of them.
         Err(Errno::EBUSY | Errno::EOPNOTSUPP | Errno::ENOENT) if into.is_some() => {
             child.doors = cgroup.doors_but(part, true)?;
             let moved = crate::cgroup::of_process(init_pid);
             moved.and_then(|dir| clone::clone3(0, Some(dir.as_fd())))
+        }
+        // A user may move nothing from a session into a unit of the user's systemd, which can.
+        Err(Errno::EACCES) if into.is_some() && child.lenient && unit.is_some() => {
+            attach = unit;
+            child.wait_for_parent = true;
+            clone::clone3(0, None)
         }
         other => other,
     };
@@ -129,7 +140,8 @@ pub fn begin(begin: Begin<'_>) -> Result<Birth> {
     restored.map_err(|errno| Error::sys("return to the runtime's pid namespace", errno))?;
     if wait_for_parent {
         let pid = birth.pid();
-        for (at, (resource, soft, hard)) in birth.plan.rlimits.iter().enumerate() {
+        attach.map_or(Ok(()), |unit| unit.attach(pid))?;
+        for (at, (resource, soft, hard)) in birth.plan.rlimits.iter().enumerate().filter(|_| limits_by_parent) {
             sys::prlimit(pid, *resource, *soft, *hard)
                 .map_err(|errno| Error::sys(format!("process.rlimits[{at}]: set limit {resource}"), errno))?;
         }

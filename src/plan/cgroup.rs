@@ -3,9 +3,14 @@
 use std::collections::BTreeMap;
 use std::path::{Component, Path, PathBuf};
 
-use oci_spec::runtime::{LinuxDeviceCgroup, LinuxDeviceType, LinuxResources, LinuxThrottleDevice, Spec};
+use oci_spec::runtime::{
+    LinuxDeviceCgroup, LinuxDeviceType, LinuxNamespaceType, LinuxResources, LinuxThrottleDevice, Spec,
+};
 
+use super::namespaces::Namespaces;
+use super::rootfs::{MountKind, Rootfs};
 use crate::host::{Cgroups, Hierarchy};
+use crate::sys::mount::attr;
 use crate::{Error, Result};
 
 /// What the container's cgroup will be.
@@ -21,6 +26,8 @@ pub struct CgroupPlan {
     pub check_memory: Option<i64>,
     /// Hierarchies that the caller has no right to are left out.
     pub rootless: bool,
+    /// User of the host who may make cgroups below it.
+    pub owner: Option<u32>,
     /// The unit of systemd that is to hold it.
     pub scope: Option<super::scope::Scope>,
     /// The same for memory and swap together.
@@ -126,6 +133,28 @@ pub fn plan(id: &str, spec: &Spec, host: &Cgroups, systemd: bool, rootless: bool
     devices.extend(default_devices());
     out.devices = Some(devices);
     Ok(out)
+}
+
+/// Who runs the container's process, if the container is to manage cgroups of its own: on v2, in a new cgroup namespace,
+/// with a writable mount of it (runtime spec, config-linux.md, "Cgroup ownership").
+pub fn owner(spec: &Spec, namespaces: &Namespaces, rootfs: &Rootfs, host: &Cgroups) -> Option<u32> {
+    let writable = rootfs.mounts.iter().any(|mount| {
+        mount.kind == MountKind::CgroupV2
+            && mount.destination.as_bytes() == b"sys/fs/cgroup"
+            && mount.options.set & attr::RDONLY == 0
+    });
+    if !(writable && host.pure_v2() && namespaces.makes(LinuxNamespaceType::Cgroup)) {
+        return None;
+    }
+    let user = spec.process().as_ref()?.user().uid();
+    if !namespaces.has(LinuxNamespaceType::User) {
+        return Some(user);
+    }
+    let maps = spec.linux().as_ref()?.uid_mappings().as_deref().unwrap_or_default();
+    maps.iter().find_map(|map| {
+        let offset = user.checked_sub(map.container_id()).filter(|offset| *offset < map.size())?;
+        map.host_id().checked_add(offset)
+    })
 }
 
 fn dir(hierarchy: &Hierarchy, controllers: Vec<String>, path: &Path, base: &Path) -> Dir {
@@ -312,7 +341,8 @@ fn cpu(w: &mut Writes, resources: &LinuxResources) -> Result<()> {
         if quota.is_some() || period.is_some() {
             let quota = quota.map_or("max".into(), |q| if q < 0 { "max".into() } else { q.to_string() });
             let value = format!("{quota} {}", period.unwrap_or(100_000));
-            w.push("", "cpu.max", value, &format!("{FIELD}.quota"));
+            // A quota below the old burst is refused until that one is lowered.
+            w.push("", "cpu.max", value, &format!("{FIELD}.quota")).swaps_with_next = burst.is_some();
         }
         if let Some(burst) = burst {
             w.push("", "cpu.max.burst", burst, &format!("{FIELD}.burst"));
@@ -533,6 +563,41 @@ mod tests {
         assert_eq!(path(r#"{"cgroupsPath":"a"}"#, &v1()), Path::new("me/a"));
         assert_eq!(path(r#"{"cgroupsPath":"a"}"#, &v2()), Path::new("user/a"));
         assert!(planned(r#"{"cgroupsPath":"/a/../b"}"#, &v1()).is_err());
+    }
+
+    #[test]
+    fn a_cgroup_belongs_to_who_may_write_to_its_mount() {
+        let owner = |user: u32, namespaces: &[&str], options: &[&str], host: &Cgroups| {
+            let namespaces: Vec<_> =
+                namespaces.iter().chain(&["mount"]).map(|kind| serde_json::json!({"type": kind})).collect();
+            let map = serde_json::json!([{"containerID": 0, "hostID": 1000, "size": 10}]);
+            let mut spec = serde_json::json!({
+                "ociVersion": "1.0.2",
+                "process": {"args": ["x"], "cwd": "/", "user": {"uid": user, "gid": 0}},
+                "root": {"path": "rootfs"},
+                "mounts": [{"destination": "/sys/fs/cgroup", "type": "cgroup", "source": "cgroup", "options": options}],
+                "linux": {"namespaces": namespaces},
+            });
+            if namespaces.len() == 3 {
+                spec["linux"]["uidMappings"] = map.clone();
+                spec["linux"]["gidMappings"] = map;
+            }
+            let request = crate::plan::Request {
+                id: "id",
+                bundle: Path::new("/b"),
+                terminal: false,
+                systemd_cgroup: false,
+                no_pivot: false,
+                no_new_keyring: true,
+                rootless: false,
+            };
+            crate::plan::build(&request, &serde_json::from_value(spec).unwrap(), host).unwrap().cgroup.owner
+        };
+        assert_eq!(owner(7, &["cgroup"], &[], &v2()), Some(7));
+        assert_eq!(owner(7, &["cgroup", "user"], &[], &v2()), Some(1007));
+        assert_eq!(owner(10, &["cgroup", "user"], &[], &v2()), None, "not mapped");
+        assert_eq!(owner(7, &["cgroup"], &["ro"], &v2()), None, "it cannot write");
+        assert_eq!(owner(7, &[], &[], &v2()), None, "it sees the cgroups of others");
     }
 
     #[test]

@@ -65,6 +65,9 @@ fn cgroup(out: &mut Lines, plan: &Plan) {
         let controllers = if controllers.is_empty() { "v2".to_string() } else { controllers };
         out.push("cgroup", format!("make {} ({controllers})", dir.mountpoint.join(&dir.path).display()));
     }
+    if let Some(owner) = plan.cgroup.owner.filter(|owner| *owner != 0) {
+        out.push("cgroup", format!("give the cgroup to user {owner} of the host"));
+    }
     for write in &plan.cgroup.writes {
         out.push("cgroup", format!("write {} to {} [{}]", write.value, write.file, write.field));
     }

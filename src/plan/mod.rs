@@ -77,6 +77,7 @@ pub fn build(request: &Request<'_>, spec: &Spec, host: &Cgroups) -> Result<Plan>
     checks::against_namespaces(spec, &namespaces)?;
     let process = spec.process().as_ref().ok_or_else(|| Error::invalid("process", "must not be empty"))?;
     let rootfs = rootfs::plan(request, spec, &namespaces, host)?;
+    let owner = cgroup::owner(spec, &namespaces, &rootfs, host);
     let mut process = process::plan("process", process, request.terminal)?;
     if let Some(linux) = spec.linux() {
         process.personality = process::personality(linux)?;
@@ -88,6 +89,7 @@ pub fn build(request: &Request<'_>, spec: &Spec, host: &Cgroups) -> Result<Plan>
         process,
         cgroup: CgroupPlan {
             rootless: request.rootless,
+            owner,
             ..cgroup::plan(request.id, spec, host, request.systemd_cgroup, request.rootless)?
         },
         rootless: request.rootless,

@@ -40,6 +40,15 @@ pub struct Scope {
 
 const FIELD: &str = "linux.cgroupsPath";
 
+/// True when `linux.cgroupsPath` can only mean a unit: `slice:prefix:name`. containerd's CRI writes it so wherever the
+/// kubelet has the systemd driver, but 1.6 tells the options of a runtime to runc's shim alone.
+pub fn is_meant(spec: &Spec) -> bool {
+    let path = spec.linux().as_ref().and_then(|linux| linux.cgroups_path().as_ref());
+    let parts: Vec<&str> =
+        path.and_then(|path| path.to_str()).map(|path| path.split(':').collect()).unwrap_or_default();
+    matches!(parts[..], [slice, _, name] if slice.ends_with(".slice") && !slice.contains('/') && !name.contains('/'))
+}
+
 /// Plans the unit of container `id`.
 pub fn plan(id: &str, spec: &Spec, writes: &[Write], v2: bool, rootless: bool) -> Result<Scope> {
     let path = spec.linux().as_ref().and_then(|linux| linux.cgroups_path().clone()).unwrap_or_default();
@@ -87,7 +96,7 @@ pub fn plan(id: &str, spec: &Spec, writes: &[Write], v2: bool, rootless: bool) -
 }
 
 /// A slice's cgroup: each dash is a slice above it (systemd.slice(5)).
-fn expand(slice: &str) -> Result<PathBuf> {
+pub fn expand(slice: &str) -> Result<PathBuf> {
     let bad = || Error::invalid(FIELD, format!("invalid slice name: {slice}"));
     let name = slice.strip_suffix(".slice").filter(|name| !name.contains('/')).ok_or_else(bad)?;
     let mut out = PathBuf::new();
@@ -134,8 +143,11 @@ pub fn limits(writes: &[Write]) -> Result<Vec<(String, Value)>> {
             "blkio.weight" => "BlockIOWeight",
             "pids.max" => "TasksMax",
             "cpu.idle" => {
-                if number == Some(1) {
-                    set("CPUWeight", Value::U64(0));
+                match number {
+                    Some(1) => set("CPUWeight", Value::U64(0)),
+                    // The kernel takes the default weight then, and so must systemd when it writes the file again.
+                    Some(0) if write.controller.is_empty() => set("CPUWeight", Value::U64(u64::MAX)),
+                    _ => {}
                 }
                 continue;
             }
@@ -302,6 +314,21 @@ mod tests {
         for path in ["/a/b", "a:b", "a--b.slice:p:n", "a:p:n", "a.slice:p:n/x", "-a.slice:p:n", "a.slice:p:n:x"] {
             let err = planned(path).unwrap_err().to_string();
             assert!(err.starts_with("linux.cgroupsPath: "), "{path}: {err}");
+        }
+    }
+
+    #[test]
+    fn only_the_name_of_a_unit_means_systemd() {
+        for (path, want) in [
+            ("a-b.slice:cri-containerd:n", true),
+            ("a.slice::n", true),
+            ("/a.slice:p:n", false),
+            ("a.slice/n", false),
+            ("a:p:n", false),
+            ("", false),
+        ] {
+            let spec = serde_json::json!({"ociVersion": "1.0.2", "linux": {"cgroupsPath": path}});
+            assert_eq!(is_meant(&serde_json::from_value(spec).unwrap()), want, "{path}");
         }
     }
 

@@ -10,6 +10,7 @@ mod inside;
 mod lifecycle;
 mod systemd;
 mod traps;
+mod unified;
 
 use std::path::{Path, PathBuf};
 use std::process::Command;

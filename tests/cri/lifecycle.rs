@@ -35,7 +35,7 @@ crate::under_both!(
         what_cannot_start_says_why, a_stopped_pod_stops_its_containers, logs, a_log_can_be_rotated, many_pods_at_once,
 );
 
-fn a_pod_with_a_container(node: &mut Node) {
+pub fn a_pod_with_a_container(node: &mut Node) {
     let pod = node.pod();
     assert_eq!(pod.status().state(), PodSandboxState::SandboxReady);
     let container = pod.create(idle()).expect("created");
@@ -85,7 +85,7 @@ fn exec_answers_with_output_and_exit_code(node: &mut Node) {
     pod.end();
 }
 
-fn exec_has_a_timeout(node: &mut Node) {
+pub fn exec_has_a_timeout(node: &mut Node) {
     let pod = node.pod();
     let container = pod.start(idle());
     let begin = Instant::now();
@@ -112,7 +112,7 @@ fn ends_have_a_code_and_a_reason(node: &mut Node) {
     pod.end();
 }
 
-fn what_cannot_start_says_why(node: &mut Node) {
+pub fn what_cannot_start_says_why(node: &mut Node) {
     let pod = node.pod();
     let container = pod.create(program(&["no-such-program"])).expect("created");
     let error = container.start().expect_err("it cannot start");
@@ -153,7 +153,7 @@ fn stop_is_kind_then_firm(node: &mut Node) {
     pod.end();
 }
 
-fn a_container_that_is_not_started_can_be_stopped_and_removed(node: &mut Node) {
+pub fn a_container_that_is_not_started_can_be_stopped_and_removed(node: &mut Node) {
     let pod = node.pod();
     let stopped = pod.create(idle()).expect("created");
     stopped.stop(0);
@@ -320,7 +320,7 @@ fn containers_are_tried_again(node: &mut Node) {
     pod.end();
 }
 
-fn many_pods_at_once(node: &mut Node) {
+pub fn many_pods_at_once(node: &mut Node) {
     let node = &*node;
     std::thread::scope(|scope| {
         for at in 0..8 {

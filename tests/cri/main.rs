@@ -12,21 +12,27 @@ mod restart;
 mod sandbox;
 mod security;
 mod streams;
+mod systemd;
 
 use std::path::Path;
 
-use skiff_test_support::{Containerd, Pods, Version};
+use skiff_test_support::{Containerd, Driver, Pods, Version};
 
 use node::Node;
 
 /// Runs a test against a containerd of its own, and looks for what it has left.
 fn with_node(version: Version, pods: Pods, test: impl FnOnce(&mut Node)) {
+    with_driver(version, pods, Driver::Cgroupfs, test);
+}
+
+/// The same with all that can differ.
+fn with_driver(version: Version, pods: Pods, driver: Driver, test: impl FnOnce(&mut Node)) {
     if pods != Pods::Image && std::env::var_os("SHIM_UNDER_TEST").is_some() {
         // The Go shim's pods are held by the pause image alone.
         return;
     }
     let shim = Path::new(env!("CARGO_BIN_EXE_containerd-shim-skiff-v2"));
-    let mut node = Node::new(Containerd::start_cri(version, shim, pods), pods);
+    let mut node = Node::new(Containerd::start_cri(version, shim, pods, driver), pods);
     test(&mut node);
     node.end();
 }

@@ -238,13 +238,15 @@ fn hostname_and_dns(node: &mut Node) {
     pod.end();
 }
 
-fn user_namespaces(node: &mut Node) {
+pub fn user_namespaces(node: &mut Node) {
     let status = call!(node, status, cri::StatusRequest { verbose: false }).expect("a status");
     let handler = status.runtime_handlers.into_iter().find(|handler| handler.name == "path");
     let offered = handler.and_then(|handler| handler.features).is_some_and(|features| features.user_namespaces);
     // The other runtime of that name has no other sandboxer.
     let handler = if node.pods == Pods::Shim { "" } else { "path" };
-    if !offered {
+    // 1.7 says nothing of handlers; it has these pods, but cannot map the ids of volumes.
+    let is_1_7 = node.containerd.release().contains(" 1.7.");
+    if !offered && !is_1_7 {
         // Not offered: containerd 1.6, and a runc that cannot map the ids of mounts.
         assert!(!node.containerd.is_skiff() || node.containerd.version() == Version::V1);
         return;
@@ -260,13 +262,15 @@ fn user_namespaces(node: &mut Node) {
     let volume = node.containerd.dir().join("volume");
     std::fs::create_dir(&volume).expect("a volume");
     let mut config = idle();
-    config.mounts = vec![cri::Mount {
-        container_path: "/volume".into(),
-        host_path: volume.display().to_string(),
-        uid_mappings: mappings(),
-        gid_mappings: mappings(),
-        ..cri::Mount::default()
-    }];
+    if offered {
+        config.mounts = vec![cri::Mount {
+            container_path: "/volume".into(),
+            host_path: volume.display().to_string(),
+            uid_mappings: mappings(),
+            gid_mappings: mappings(),
+            ..cri::Mount::default()
+        }];
+    }
     let container = pod.start(config);
     let other = pod.start(idle());
     assert_eq!(container.says("id -u; cat /proc/sys/net/ipv4/ip_unprivileged_port_start"), "0\n80\n");
@@ -275,9 +279,12 @@ fn user_namespaces(node: &mut Node) {
     assert_eq!(container.says("readlink /proc/self/ns/user"), other.says("readlink /proc/self/ns/user"));
     let owner = |path: &std::path::Path| std::fs::metadata(path).expect("a file").uid();
     assert_eq!(owner(format!("/proc/{}", container.pid()).as_ref()), 100_000, "it is nobody on the node");
-    container.says("touch /volume/x && touch /root/x");
-    assert_eq!(owner(&volume.join("x")), 0, "the ids of a volume are mapped");
-    assert_eq!(container.says("stat -c %u /volume /bin/busybox"), "0\n0\n");
+    assert_eq!(container.says("touch /root/x && stat -c %u /root/x /bin/busybox"), "0\n0\n");
+    if offered {
+        container.says("touch /volume/x");
+        assert_eq!(owner(&volume.join("x")), 0, "the ids of a volume are mapped");
+        assert_eq!(container.says("stat -c %u /volume"), "0\n");
+    }
     container.says("echo shared > /dev/shm/note; cat /etc/hosts /etc/hostname /etc/resolv.conf > /dev/null");
     assert_eq!(other.says("cat /dev/shm/note; hostname"), format!("shared\n{}\n", pod.config.hostname));
     // All of the pod belongs to its users: who is root among them may change it, but not the node.

@@ -116,7 +116,7 @@ impl Node {
             hostname: name.clone(),
             log_directory: self.containerd.dir().join("logs").join(name).display().to_string(),
             linux: Some(cri::LinuxPodSandboxConfig {
-                cgroup_parent: format!("/{}", self.containerd.cgroup_parent()),
+                cgroup_parent: self.containerd.pod_parent(),
                 ..cri::LinuxPodSandboxConfig::default()
             }),
             ..PodSandboxConfig::default()
@@ -174,7 +174,7 @@ impl Node {
         let containers = call!(self, list_containers, cri::Empty {}).expect("the containers").containers;
         assert_eq!(containers, [], "no container is left");
         let state = format!("{}/state/io.containerd", self.containerd.dir().display());
-        let cgroups = format!("/{}/", self.containerd.cgroup_parent());
+        let cgroups = format!("/{}/", self.containerd.pod_parent().trim_start_matches('/'));
         let ids = self.ids.lock().expect("ids");
         let marks: Vec<&str> = ids.iter().map(String::as_str).chain([state.as_str(), &cgroups]).collect();
         LeakCheck::new(&marks).end();

@@ -16,7 +16,7 @@ crate::under_both!(
         a_pod_is_stopped_after_a_restart,
 );
 
-fn what_runs_goes_on(node: &mut Node) {
+pub fn what_runs_goes_on(node: &mut Node) {
     let script = "n=0; while :; do n=$((n+1)); echo $n; sleep 0.05; done";
     let (pod_id, id, pid) = {
         let pod = node.pod();
@@ -120,7 +120,7 @@ fn a_killed_shim_ends_a_pod_without_a_pause_container() {
     });
 }
 
-fn a_killed_shim_ends_its_pod(node: &mut Node) {
+pub fn a_killed_shim_ends_its_pod(node: &mut Node) {
     if !node.containerd.is_skiff() && node.containerd.version() == Version::V2 {
         // containerd 2 cleans up after the pause container alone; the Go shim leaves the others as they are.
         return;

@@ -165,7 +165,7 @@ fn a_group_started_at_once_agrees_on_one_daemon() {
     let address = bundles[0].0.path().join("none.sock");
     let replies: Vec<Vec<u8>> = std::thread::scope(|scope| {
         let start = |(bundle, id, _): &(Bundle, String, std::fs::File)| {
-            let (ok, said) = daemon::start_for(&address, bundle.path(), id, false, &Form::Options(None));
+            let (ok, said) = daemon::start_for(&address, bundle.path(), id, false, &Form::Options(None), &[]);
             assert!(ok, "{}", String::from_utf8_lossy(&said));
             said
         };

@@ -157,11 +157,18 @@ impl Reply {
 /// Runs `start` as containerd does: stdout and stderr are one stream, read to its end, so that a daemon which kept it
 /// would hang the test. False when it failed.
 pub fn start(dir: &Path, id: &str, debug: bool, form: &Form) -> (bool, Vec<u8>) {
-    start_for(&dir.join(ADDRESS), dir, id, debug, form)
+    start_for(&dir.join(ADDRESS), dir, id, debug, form, &[])
 }
 
-/// The same for a containerd at `address`.
-pub fn start_for(address: &Path, dir: &Path, id: &str, debug: bool, form: &Form) -> (bool, Vec<u8>) {
+/// The same for a containerd at `address`, with more in its environment.
+pub fn start_for(
+    address: &Path,
+    dir: &Path,
+    id: &str,
+    debug: bool,
+    form: &Form,
+    environment: &[(&str, &str)],
+) -> (bool, Vec<u8>) {
     let input = match form {
         Form::Options(None) | Form::Sandbox => Vec::new(),
         Form::Options(Some(options)) => options.write_to_bytes().expect("a message"),
@@ -174,7 +181,7 @@ pub fn start_for(address: &Path, dir: &Path, id: &str, debug: bool, form: &Form)
     let mut command = Command::new(program());
     command.args(["-namespace", NAMESPACE, "-publish-binary", "/bin/true", "-id", id, "-address"]);
     command.arg(address).args(debug.then_some("-debug")).arg("start");
-    command.env("TTRPC_ADDRESS", dir.join(EVENTS)).current_dir(dir);
+    command.env("TTRPC_ADDRESS", dir.join(EVENTS)).envs(environment.iter().copied()).current_dir(dir);
     command.stdin(std::fs::File::open(&stdin).expect("the input"));
     command.stdout(end.try_clone().expect("a pipe")).stderr(end);
     let mut child = command.spawn().expect("the shim starts");
@@ -280,8 +287,12 @@ impl Daemon {
 
     /// Started in the given way, with or without `-debug`.
     pub fn launch(bundle: Bundle, form: &Form, debug: bool) -> Daemon {
+        Daemon::launch_as(bundle, unique("rawtest"), form, debug, &[])
+    }
+
+    /// The same with an id that the bundle knows of, and more in its environment.
+    pub fn launch_as(bundle: Bundle, id: String, form: &Form, debug: bool, environment: &[(&str, &str)]) -> Daemon {
         bundle.write();
-        let id = unique("rawtest");
         let home = match form {
             Form::Sandbox => bundle.path().join("io.containerd.sandbox.controller.v1.shim").join(NAMESPACE).join(&id),
             _ => bundle.path().to_path_buf(),
@@ -294,7 +305,7 @@ impl Daemon {
             .expect("bind a socket for events")
             .register_service(create_events(Arc::new(Sink(events.clone()))));
         server.start().expect("listen for events");
-        let (ok, said) = start(&home, &id, debug, form);
+        let (ok, said) = start_for(&home.join(ADDRESS), &home, &id, debug, form, environment);
         assert!(ok, "{}", String::from_utf8_lossy(&said));
         let reply = Reply::read(&said, form);
         let address = reply.address.clone();

@@ -1,5 +1,7 @@
 //! The Task service without containerd: a client of our own drives each call in each state.
 
+mod systemd;
+
 use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
 use std::thread::JoinHandle;
@@ -12,7 +14,7 @@ use containerd_shim_protos::api::{
 use containerd_shim_protos::protobuf::MessageField;
 use containerd_shim_protos::protobuf::well_known_types::any::Any;
 use containerd_shim_protos::ttrpc::{self, Code};
-use skiff_test_support::{Bundle, LeakCheck, eventually};
+use skiff_test_support::{Bundle, LeakCheck, eventually, has_controllers};
 
 use crate::daemon::{Daemon, context, frame, is_skiff, refused};
 
@@ -210,8 +212,11 @@ fn which_stdout(bundle: Bundle) -> [(u64, u64); 2] {
     let number = |text: String| text.trim().parse::<u64>().unwrap_or_else(|_| panic!("a number: {text:?}"));
     let (out, exec_out) = (daemon.fifo("out"), daemon.fifo("exec-out"));
     let (text, exec_text) = (reader(&out), reader(&exec_out));
-    daemon.create_with([Path::new(""), &out, Path::new("")]).unwrap();
+    let pid = daemon.create_with([Path::new(""), &out, Path::new("")]).unwrap();
     daemon.begin("").unwrap();
+    eventually("the init has told", || {
+        std::fs::read(format!("/proc/{pid}/cmdline")).is_ok_and(|line| line.starts_with(b"sleep"))
+    });
     daemon.exec_to("which", &WHICH, &exec_out).unwrap();
     daemon.begin("which").unwrap();
     assert_eq!(daemon.wait("which").unwrap(), 0);
@@ -373,6 +378,9 @@ fn a_terminal_that_leads_nowhere_leaves_nothing() {
 
 #[test]
 fn limits_are_updated() {
+    if !has_controllers(&["pids", "cpuset"]) {
+        return;
+    }
     let daemon = Daemon::start(&["sleep", "1000"]);
     daemon.create().unwrap();
     let update = |resources: &str| {

@@ -1,6 +1,6 @@
 //! What people do with ctr.
 
-use skiff_test_support::{Containerd, eventually, unique};
+use skiff_test_support::{Containerd, eventually, has_controllers, unique};
 
 crate::under_both!(
     output_and_exit_status,
@@ -210,6 +210,9 @@ fn an_exec_ends_with_its_tree(containerd: &mut Containerd) {
 
 /// The kernel's OOM killer is told of, before the exit of whom it has killed.
 fn oom_is_told_before_the_exit(containerd: &mut Containerd) {
+    if !has_controllers(&["memory"]) {
+        return;
+    }
     let mut watching = containerd.ctr_background(&["events"]);
     std::thread::sleep(std::time::Duration::from_millis(500));
     let id = unique("oom");

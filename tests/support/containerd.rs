@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
-use crate::{Done, Network, eventually, image, run, unique};
+use crate::{Done, Network, eventually, has_controllers, image, run, unique};
 
 /// Which containerd.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -27,6 +27,15 @@ pub enum Pods {
     Streaming,
 }
 
+/// What makes the cgroups of pods and containers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Driver {
+    /// The runtime by itself, as containerd has it by default.
+    Cgroupfs,
+    /// systemd, as most nodes have it.
+    Systemd,
+}
+
 /// A running containerd with a busybox image. Dropped, it is ended with everything that it runs.
 #[derive(Debug)]
 pub struct Containerd {
@@ -38,6 +47,7 @@ pub struct Containerd {
     runtime: String,
     namespace: String,
     parent: String,
+    driver: Driver,
     network: Option<Network>,
     /// What the daemon is run by, and its configuration, when that is not its own.
     elsewhere: Option<(Vec<String>, PathBuf)>,
@@ -78,8 +88,9 @@ impl Containerd {
     /// Starts one with the CRI plugin, in a network of its own. It has the runtimes `test`; `path`, as containerd up to 2.2
     /// asks only runtimes of the type `io.containerd.runc.v2` what they can, and this is one whose path is that of skiff; and
     /// `built-in`, with options of skiff's own.
-    pub fn start_cri(version: Version, shim: &Path, pods: Pods) -> Containerd {
+    pub fn start_cri(version: Version, shim: &Path, pods: Pods, driver: Driver) -> Containerd {
         let mut containerd = Containerd::new(version, shim, "k8s.io".into(), unique("cri"));
+        containerd.driver = driver;
         containerd.network = Some(Network::new());
         let at = containerd.dir.path().display().to_string();
         std::fs::create_dir(containerd.dir.path().join("cni")).expect("make a directory");
@@ -100,6 +111,7 @@ impl Containerd {
              netns_mounts_under_state_dir = true\nstream_server_address = \"127.0.0.1\"\nstream_server_port = \"0\"\n\
              [{cri}.containerd]\ndefault_runtime_name = \"test\"\n\
              [{cri}.containerd.runtimes.test]\nruntime_type = \"{runtime}\"\nsandboxer = {sandboxer}\n{annotations}\
+             {options}\
              [{cri}.containerd.runtimes.path]\nruntime_type = \"io.containerd.runc.v2\"\n{path}{annotations}\
              [{cri}.containerd.runtimes.built-in]\nruntime_type = \"{runtime}\"\n\
              [{cri}.containerd.runtimes.built-in.options]\nConfigPath = \"{at}/skiff.toml\"\n\
@@ -107,6 +119,15 @@ impl Containerd {
             common = containerd.common_config(),
             pause = image::PAUSE,
             runtime = containerd.runtime,
+            // containerd 2.0 to 2.3.0 starts no container with options where the shim holds the pod: the shim sees by
+            // the path of the cgroup what is meant.
+            options = if driver == Driver::Systemd && pods == Pods::Image {
+                ["test", "path"]
+                    .map(|name| format!("[{cri}.containerd.runtimes.{name}.options]\nSystemdCgroup = true\n"))
+                    .concat()
+            } else {
+                String::new()
+            },
             path =
                 if containerd.is_skiff() { format!("runtime_path = \"{}\"\n", shim.display()) } else { String::new() },
         );
@@ -124,6 +145,7 @@ impl Containerd {
             runtime: std::env::var("SHIM_UNDER_TEST").unwrap_or_else(|_| "io.containerd.skiff.v2".into()),
             namespace,
             parent,
+            driver: Driver::Cgroupfs,
             network: None,
             elsewhere: None,
         }
@@ -149,9 +171,22 @@ impl Containerd {
         self.version
     }
 
+    /// What it says of its version.
+    pub fn release(&self) -> String {
+        run(Command::new(self.bin.join("containerd")).arg("--version"), "").ok().out
+    }
+
     /// Its socket.
     pub fn socket(&self) -> PathBuf {
         self.dir.path().join("c.sock")
+    }
+
+    /// What a pod is to have as the parent of its cgroups: a path, or a slice.
+    pub fn pod_parent(&self) -> String {
+        match self.driver {
+            Driver::Cgroupfs => format!("/{}", self.parent),
+            Driver::Systemd => format!("{}.slice", self.parent),
+        }
     }
 
     /// A name for the parents of cgroups that no other test uses.
@@ -265,15 +300,12 @@ impl Containerd {
 
     /// `ctr run` with another runtime than the one under test.
     pub fn run_as(&self, runtime: &str, flags: &[&str], id: &str, args: &[&str]) -> Done {
-        let head = ["run", "--runtime", runtime];
-        let all: Vec<&str> = head.iter().chain(flags).chain(&[image::NAME, id]).chain(args).copied().collect();
-        self.ctr(&all)
+        self.ctr(&run_line(runtime, flags, id, args))
     }
 
     /// The same, with `input` on stdin.
     pub fn run_with(&self, flags: &[&str], id: &str, args: &[&str], input: &str) -> Done {
-        let head = ["run", "--runtime", self.runtime.as_str()];
-        let all: Vec<&str> = head.iter().chain(flags).chain(&[image::NAME, id]).chain(args).copied().collect();
+        let all = run_line(&self.runtime, flags, id, args);
         if flags.contains(&"-t") { self.ctr_tty(&all) } else { self.ctr_with(&all, input) }
     }
 
@@ -308,6 +340,12 @@ impl Containerd {
     pub fn log(&self) -> String {
         std::fs::read_to_string(self.dir.path().join("log")).unwrap_or_default()
     }
+}
+
+fn run_line<'a>(runtime: &'a str, flags: &[&'a str], id: &'a str, args: &[&'a str]) -> Vec<&'a str> {
+    // ctr asks for shares unless it is told not to.
+    let shares: &[&str] = if has_controllers(&["cpu"]) { &[] } else { &["--cpu-shares", "0"] };
+    [&["run", "--runtime", runtime], shares, flags, &[image::NAME, id], args].concat()
 }
 
 impl Drop for Containerd {

@@ -7,14 +7,16 @@ mod containerd;
 mod image;
 mod leaks;
 mod network;
+mod programs;
 
 pub use agent::seccomp_agent;
 pub use bundle::Bundle;
 pub use console::receive_console;
-pub use containerd::{Containerd, Pods, Version};
+pub use containerd::{Containerd, Driver, Pods, Version};
 pub use image::NAME as IMAGE;
 pub use leaks::LeakCheck;
 pub use network::Network;
+pub use programs::device_programs;
 
 use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
@@ -104,6 +106,16 @@ pub fn unique(prefix: &str) -> String {
     use std::sync::atomic::{AtomicU32, Ordering};
     static NEXT: AtomicU32 = AtomicU32::new(0);
     format!("{prefix}-{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed))
+}
+
+/// True where cgroups have these controllers. In the view of `contrib/v2-view` most are missing, and what is about
+/// their limits has nothing to look at.
+pub fn has_controllers(names: &[&str]) -> bool {
+    let root = std::path::Path::new("/sys/fs/cgroup");
+    match std::fs::read_to_string(root.join("cgroup.controllers")) {
+        Ok(list) => names.iter().all(|name| list.split_whitespace().any(|one| one == *name)),
+        Err(_) => names.iter().all(|name| root.join(name).is_dir()),
+    }
 }
 
 /// Exchanges two names of one file system: renameat2(2).
