@@ -19,13 +19,14 @@ use crate::hooks::{self, Running};
 use crate::host::Cgroups;
 use crate::launch::{self, Channel, Pending, Process, chore, describe, exec, init, seccomp};
 use crate::plan::{self, Plan, Request};
+use crate::rdt::Group;
 use crate::state::{Config, Dir, Own, State, check_id, ids, proc_stat};
 use crate::sys::clone::pidfd_open;
 use crate::trace::{Trace, Track};
 use crate::{Error, Kind, Result};
 
 /// The version of the runtime spec that skiff implements, in the states that it prints.
-pub const OCI_VERSION: &str = "1.2.1";
+pub const OCI_VERSION: &str = "1.3.0";
 
 /// What the container's process gets as fds 0, 1 and 2.
 #[derive(Debug)]
@@ -128,6 +129,7 @@ struct Made {
     dir: Dir,
     cgroup: Option<Cgroup>,
     unit: Option<Unit>,
+    rdt: Option<Group>,
     /// Without a mount namespace: the rootfs, and what was mounted below it before.
     host_mounts: Option<(PathBuf, Vec<PathBuf>)>,
     keep: bool,
@@ -169,6 +171,9 @@ impl Drop for Made {
         if let Some(unit) = self.unit.take()
             && let Err(err) = chore::start(move || unit.stop())
         {
+            log::warn!("undo create: {err}");
+        }
+        if let Some(Err(err)) = self.rdt.as_ref().map(Group::remove) {
             log::warn!("undo create: {err}");
         }
         if let Err(err) = self.dir.remove() {
@@ -338,6 +343,7 @@ fn prepare(request: Create, spec: &Spec) -> Result<Prepared> {
         dir: Dir::reserve(&request.root, &request.id)?,
         cgroup: None,
         unit: None,
+        rdt: None,
         host_mounts: None,
         keep: false,
     };
@@ -352,6 +358,13 @@ fn prepare(request: Create, spec: &Spec) -> Result<Prepared> {
     }
     let mut state = new_state(&request.id, &bundle, spec, &plan, filter);
     state.skiff.config.clone_from(&request.config);
+    if let Some(rdt) = &plan.rdt {
+        let group = made.rdt.insert(Group::make(rdt, &request.id)?);
+        let text = |path: &Path| path.display().to_string();
+        state.intel_rdt_path = text(group.path());
+        state.intel_rdt_mon_path = group.monitor_path().map(text).unwrap_or_default();
+        state.skiff.rdt = Some(group.clone());
+    }
     state.skiff.mounts_before = made.host_mounts.as_ref().map(|(_, before)| before.clone());
     Ok(Prepared {
         made,
@@ -422,7 +435,8 @@ impl Prepared {
         let cgroup = if init::makes_own_namespaces(&self.plan).is_some() {
             self.made.cgroup.insert(Cgroup::begin(&self.plan.cgroup)?)
         } else {
-            let cgroup = self.made.cgroup.insert(Cgroup::create(&self.plan.cgroup)?);
+            let cgroup = Cgroup::create(&self.plan.cgroup)?.with(self.state.skiff.rdt_doors());
+            let cgroup = self.made.cgroup.insert(cgroup);
             mark("set the device policy");
             cgroup.set_devices(&self.plan.cgroup)?;
             cgroup
@@ -514,6 +528,7 @@ fn new_state(id: &str, bundle: &Path, spec: &Spec, plan: &Plan, filter: Option<s
         namespace_paths: BTreeMap::new(),
         external_descriptors: Vec::new(),
         intel_rdt_path: String::new(),
+        intel_rdt_mon_path: String::new(),
         skiff: Own {
             bundle: bundle.to_path_buf(),
             annotations,
@@ -530,6 +545,7 @@ fn new_state(id: &str, bundle: &Path, spec: &Spec, plan: &Plan, filter: Option<s
             personality: plan.process.personality,
             memory_policy: plan.process.memory_policy.clone(),
             config: None,
+            rdt: None,
         },
     }
 }
@@ -579,7 +595,7 @@ impl Container {
     pub fn load(root: &Path, id: &str) -> Result<Container> {
         let dir = Dir::at(root, id)?;
         let state = dir.load()?;
-        let cgroup = Cgroup::open(&state.cgroup_paths)?;
+        let cgroup = Cgroup::open(&state.cgroup_paths)?.with(state.skiff.rdt_doors());
         Ok(Container { dir, state, cgroup, gate: None, init: None })
     }
 
@@ -848,6 +864,15 @@ impl Container {
         }
     }
 
+    /// Changes the cache and memory bandwidth schemas of its resctrl group.
+    pub fn update_rdt(&mut self, l3_cache: Option<&str>, mem_bw: Option<&str>) -> Result<()> {
+        let lines = plan::rdt::lines(l3_cache, mem_bw)?;
+        match &self.state.skiff.rdt {
+            Some(group) => group.set(&lines),
+            None => Err(Error::invalid("linux.intelRdt", "was not in the container's config.json")),
+        }
+    }
+
     /// Watches for the kernel's OOM killer; None where the cgroup has no memory controller.
     pub fn watch_oom(&self) -> Result<Option<OomWatch>> {
         OomWatch::new(&self.cgroup).map_err(|errno| Error::sys("watch the cgroup for OOM", errno))
@@ -884,6 +909,9 @@ impl Container {
             log::warn!("{err}");
         }
         self.cgroup.remove()?;
+        if let Some(Err(err)) = self.state.skiff.rdt.as_ref().map(Group::remove) {
+            log::warn!("{err}");
+        }
         if let Some(before) = &self.state.skiff.mounts_before {
             unmount_below(self.rootfs(), before);
         }

@@ -14,6 +14,7 @@ pub mod hooks;
 pub mod host;
 pub mod launch;
 pub mod plan;
+pub mod rdt;
 pub mod state;
 pub mod sys;
 pub mod trace;

@@ -40,8 +40,11 @@ pub struct State {
     pub namespace_paths: BTreeMap<String, String>,
     /// Always empty: for CRIU.
     pub external_descriptors: Vec<String>,
-    /// Always empty: no resctrl.
+    /// The group of the resctrl file system; empty without one.
     pub intel_rdt_path: String,
+    /// The monitoring group below it; empty without one.
+    #[serde(default)]
+    pub intel_rdt_mon_path: String,
     /// What skiff itself needs later.
     pub skiff: Own,
 }
@@ -94,6 +97,16 @@ pub struct Own {
     /// The file that the spec was read from, unless it is `config.json`.
     #[serde(default)]
     pub config: Option<PathBuf>,
+    /// Its group of the resctrl file system.
+    #[serde(default)]
+    pub rdt: Option<crate::rdt::Group>,
+}
+
+impl Own {
+    /// Files by which its processes enter its resctrl group.
+    pub fn rdt_doors(&self) -> Vec<PathBuf> {
+        self.rdt.as_ref().map(crate::rdt::Group::doors).unwrap_or_default()
+    }
 }
 
 impl State {

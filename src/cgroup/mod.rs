@@ -30,6 +30,8 @@ pub struct Cgroup {
     rootless: bool,
     paths: BTreeMap<String, PathBuf>,
     dirs: Vec<Directory>,
+    /// Files of groups that are no cgroups, which a process enters like one.
+    beside: Vec<PathBuf>,
 }
 
 /// How long freezing and removing may take before it is an error.
@@ -38,14 +40,14 @@ const PATIENCE: Duration = Duration::from_secs(2);
 impl Cgroup {
     /// Makes the directories. A cgroup that exists and has processes, or is frozen, is refused. On an error nothing that it made stays.
     pub fn create(plan: &CgroupPlan) -> Result<Cgroup> {
-        let mut out = Cgroup { rootless: plan.rootless, paths: BTreeMap::new(), dirs: Vec::new() };
+        let mut out = Cgroup { rootless: plan.rootless, paths: BTreeMap::new(), dirs: Vec::new(), beside: Vec::new() };
         out.make(plan, |_| true)?;
         Ok(out)
     }
 
     /// Makes what a process is born into where that is one of several directories: [`Cgroup::complete`] makes the rest.
     pub fn begin(plan: &CgroupPlan) -> Result<Cgroup> {
-        let mut out = Cgroup { rootless: plan.rootless, paths: BTreeMap::new(), dirs: Vec::new() };
+        let mut out = Cgroup { rootless: plan.rootless, paths: BTreeMap::new(), dirs: Vec::new(), beside: Vec::new() };
         out.make(plan, crate::plan::cgroup::Dir::is_v2)?;
         Ok(out)
     }
@@ -100,7 +102,7 @@ impl Cgroup {
                 None => dirs.push(Directory::open(path, vec![controller.clone()])),
             }
         }
-        Ok(Cgroup { rootless: false, paths: paths.clone(), dirs })
+        Ok(Cgroup { rootless: false, paths: paths.clone(), dirs, beside: Vec::new() })
     }
 
     /// Cgroups below this one that exist already: each of `paths` is `controller[,controller]:path`, or a single
@@ -135,7 +137,13 @@ impl Cgroup {
             }
             dir.push(path);
         }
-        Cgroup::open(&out)
+        Ok(Cgroup::open(&out)?.with(self.beside.clone()))
+    }
+
+    /// The same, with files of groups that are no cgroups ([`crate::rdt`]), which a process enters like one.
+    pub fn with(mut self, beside: Vec<PathBuf>) -> Cgroup {
+        self.beside = beside;
+        self
     }
 
     /// Controller to absolute path of the directory; the key is "" on v2.
@@ -179,6 +187,10 @@ impl Cgroup {
                 Ok(fd) => out.push(fd),
             }
         }
+        for path in &self.beside {
+            let file = nix::fcntl::open(path, OFlag::O_WRONLY | OFlag::O_CLOEXEC, Mode::empty());
+            out.push(file.map_err(|errno| Error::sys(format!("linux.intelRdt: open {path:?}"), errno))?);
+        }
         Ok(out)
     }
 
@@ -192,6 +204,10 @@ impl Cgroup {
             moved.map_err(|errno| {
                 Error::sys(format!("unable to apply cgroup configuration: adding pid {pid} to {:?}", dir.path()), errno)
             })?;
+        }
+        for path in &self.beside {
+            std::fs::write(path, pid.to_string())
+                .map_err(|e| Error::io(format!("linux.intelRdt: write {pid} to {path:?}"), &e))?;
         }
         Ok(())
     }
@@ -428,7 +444,7 @@ impl Cgroup {
         std::fs::create_dir(&path).map_err(|e| Error::io(format!("make cgroup {path:?}"), &e))?;
         let paths = dir.controllers.iter().map(|controller| (controller.clone(), path.clone())).collect();
         let directory = Directory::open(&path, dir.controllers.clone());
-        Ok(Cgroup { rootless: self.rootless, paths, dirs: vec![directory] })
+        Ok(Cgroup { rootless: self.rootless, paths, dirs: vec![directory], beside: Vec::new() })
     }
 
     /// Removes it if it has no processes; one that has them stays.

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::Args;
 use oci_spec::runtime::LinuxResources;
 use serde_json::{Value, json};
-use skiff::{Error, Kind, Result};
+use skiff::{Error, Result};
 
 use super::Globals;
 
@@ -77,8 +77,7 @@ impl Update {
     pub fn run(self, globals: &Globals) -> Result<i32> {
         let mut container = globals.container(&self.id)?;
         if self.l3_cache_schema.is_some() || self.mem_bw_schema.is_some() {
-            let text = "--l3-cache-schema and --mem-bw-schema need linux.intelRdt in the container's config.json";
-            return Err(Error::new(Kind::Unsupported, text));
+            container.update_rdt(self.l3_cache_schema.as_deref(), self.mem_bw_schema.as_deref())?;
         }
         if self.kernel_memory.is_some() || self.kernel_memory_tcp.is_some() {
             log::warn!("Kernel memory settings are ignored and will be removed");

@@ -310,7 +310,10 @@ pub fn restore(request: Create, spec: &Spec, options: Options) -> Result<Restori
 }
 
 fn begin(mut prepared: Prepared, options: Options) -> Result<Box<Underway>> {
-    let cgroup = prepared.made.cgroup.insert(crate::cgroup::Cgroup::create(&prepared.plan.cgroup)?);
+    let cgroup = prepared
+        .made
+        .cgroup
+        .insert(crate::cgroup::Cgroup::create(&prepared.plan.cgroup)?.with(prepared.state.skiff.rdt_doors()));
     prepared.state.cgroup_paths = cgroup.paths().clone();
     cgroup.set_devices(&prepared.plan.cgroup)?;
     make_mount_points(&prepared.plan)?;

@@ -87,6 +87,8 @@ pub struct Born {
 pub fn makes_own_namespaces(plan: &Plan) -> Option<u64> {
     let ns = &plan.namespaces;
     let alone = !ns.has(Kind::User) && plan.net_devices.is_empty() && !plan.rootless && plan.cgroup.scope.is_none();
+    // A resctrl group is entered through doors that are open.
+    let alone = alone && plan.rdt.is_none();
     let v1 = plan.cgroup.dirs.iter().any(|dir| !dir.is_v2());
     let own = [Kind::Mount, Kind::Uts, Kind::Ipc, Kind::Network];
     (alone && v1 && ns.makes(Kind::Network))

@@ -68,10 +68,6 @@ pub fn against_namespaces(spec: &Spec, namespaces: &Namespaces) -> Result<()> {
             return Err(Error::invalid(field, format!("unable to set {field} without a private UTS namespace")));
         }
     }
-    if linux.is_some_and(|linux| linux.intel_rdt().is_some()) {
-        // Also where the file system is there: nothing is written to it yet.
-        return Err(unsupported("linux.intelRdt"));
-    }
     Ok(())
 }
 

@@ -71,6 +71,16 @@ fn cgroup(out: &mut Lines, plan: &Plan) {
     for write in &plan.cgroup.writes {
         out.push("cgroup", format!("write {} to {} [{}]", write.value, write.file, write.field));
     }
+    if let Some(rdt) = &plan.rdt {
+        let group = rdt.named.as_deref().map_or("by the container's id".to_string(), |name| format!("{name:?}"));
+        out.push("cgroup", format!("make or find the resctrl group {group}"));
+        for line in &rdt.schemata {
+            out.push("cgroup", format!("write {line} to its schemata [linux.intelRdt]"));
+        }
+        if rdt.monitored {
+            out.push("cgroup", "make a monitoring group by the container's id in it");
+        }
+    }
     if let Some(rules) = &plan.cgroup.devices {
         out.push("cgroup", format!("allow devices by {} rules, the last that matches wins", rules.len()));
     }

@@ -8,6 +8,7 @@ pub mod mount_options;
 pub mod namespaces;
 pub mod net_devices;
 pub mod process;
+pub mod rdt;
 pub mod rootfs;
 pub mod scope;
 pub mod seccomp;
@@ -52,6 +53,8 @@ pub struct Plan {
     pub process: process::Process,
     /// cgroup directories and limits.
     pub cgroup: CgroupPlan,
+    /// Group of the resctrl file system.
+    pub rdt: Option<rdt::Rdt>,
     /// Network devices to move in.
     pub net_devices: Vec<net_devices::NetDevice>,
     /// Seccomp profile, checked.
@@ -93,6 +96,7 @@ pub fn build(request: &Request<'_>, spec: &Spec, host: &Cgroups) -> Result<Plan>
             ..cgroup::plan(request.id, spec, host, request.systemd_cgroup, request.rootless)?
         },
         rootless: request.rootless,
+        rdt: rdt::plan(spec)?,
         net_devices: net_devices::plan(spec, &namespaces)?,
         seccomp: seccomp::plan(spec)?,
         sysctls: sysctl::plan(spec, &namespaces)?,
