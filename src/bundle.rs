@@ -107,11 +107,15 @@ fn error(name: &str, path: &str, cause: &str) -> Error {
     if path.is_empty() { Error::invalid(name, cause) } else { Error::invalid(format!("{name}: {path}"), cause) }
 }
 
-/// Of one flag the OCI types know the kernel's name alone.
+/// Of two flags the OCI types know other names.
 fn spec_names_of_flags(process: &mut serde_json::Map<String, serde_json::Value>) {
     let flags = process.get_mut("scheduler").and_then(|s| s.get_mut("flags")).and_then(|f| f.as_array_mut());
-    for flag in flags.into_iter().flatten().filter(|flag| *flag == "SCHED_FLAG_RESET_ON_FORK") {
-        *flag = "SCHED_RESET_ON_FORK".into();
+    for flag in flags.into_iter().flatten() {
+        match flag.as_str() {
+            Some("SCHED_FLAG_RESET_ON_FORK") => *flag = "SCHED_RESET_ON_FORK".into(),
+            Some("SCHED_FLAG_DL_OVERRUN") => *flag = "SCHED_FLAG_D_L_OVERRUN".into(),
+            _ => {}
+        }
     }
 }
 

@@ -1117,7 +1117,10 @@ impl Pending for Starting {
             match channel.executed()? {
                 None => return Ok(None),
                 Some(Ok(())) => {}
-                Some(Err(Some(failure))) => return Err(describe::start(&self.program, &failure)),
+                Some(Err(Some(failure))) => {
+                    let rootfs = self.dir.load().ok().map(|state| state.config.rootfs);
+                    return Err(describe::start(&self.program, &failure, rootfs.as_deref()));
+                }
                 Some(Err(None)) => {
                     return Err(Error::new(Kind::FailedPrecondition, "container process is already dead"));
                 }

@@ -44,12 +44,14 @@ pub struct Error {
     errno: Option<i32>,
     field: Option<String>,
     step: Option<&'static str>,
+    object: Option<String>,
+    hint: Option<String>,
 }
 
 impl Error {
     /// An error of `kind` that reads `text`.
     pub fn new(kind: Kind, text: impl Into<String>) -> Self {
-        Self { kind, text: text.into(), errno: None, field: None, step: None }
+        Self { kind, text: text.into(), errno: None, field: None, step: None, object: None, hint: None }
     }
 
     /// `config.json` (or a request field) `field` is wrong because of `cause`.
@@ -88,6 +90,42 @@ impl Error {
     pub fn in_step(mut self, step: &'static str) -> Self {
         self.step = Some(step);
         self
+    }
+
+    /// The same error, about `field` of `config.json`, which its text names already or does not have to.
+    pub fn of_field(mut self, field: impl fmt::Display) -> Self {
+        self.field = Some(field.to_string());
+        self
+    }
+
+    /// The same error, which this errno is behind.
+    pub fn of_errno(mut self, errno: nix::errno::Errno) -> Self {
+        self.errno = Some(errno as i32);
+        self
+    }
+
+    /// The same error, about this path, program or name.
+    pub fn of_object(mut self, object: impl Into<String>) -> Self {
+        self.object = Some(object.into());
+        self
+    }
+
+    /// The same error, with what a person may do about it after its text.
+    pub fn with_hint(mut self, hint: impl Into<String>) -> Self {
+        let hint = hint.into();
+        self.text = format!("{}; {hint}", self.text);
+        self.hint = Some(hint);
+        self
+    }
+
+    /// What the failed step was at: a path, a program, a name.
+    pub fn object(&self) -> Option<&str> {
+        self.object.as_deref()
+    }
+
+    /// What a person may do about it; its text ends in it.
+    pub fn hint(&self) -> Option<&str> {
+        self.hint.as_deref()
     }
 
     /// The step of a birth that failed, as `skiff plan` and traces name it.
@@ -139,6 +177,13 @@ mod tests {
         assert_eq!(err.to_string(), "mount tmpfs at \"/dev/shm\": operation not permitted (EPERM)");
         assert_eq!(err.kind(), Kind::System);
         assert_eq!(err.errno(), Some(Errno::EPERM));
+    }
+
+    #[test]
+    fn a_hint_goes_after_the_text() {
+        let err = Error::sys("open \"/x\"", Errno::ENOENT).of_field("mounts[0].source").with_hint("it must exist");
+        assert_eq!(err.to_string(), "open \"/x\": no such file or directory (ENOENT); it must exist");
+        assert_eq!((err.field(), err.hint()), (Some("mounts[0].source"), Some("it must exist")));
     }
 
     #[test]

@@ -287,12 +287,15 @@ impl Cgroup {
                 let (now, peak) = (number("memory.usage_in_bytes"), number("memory.max_usage_in_bytes"));
                 let value = &write.value;
                 let text = format!("unable to set memory limit to {value} (current usage: {now}, peak usage: {peak})");
-                Err(Error::sys(format!("{}: {text}", write.field), Errno::EBUSY))
+                let err = Error::sys(format!("{}: {text}", write.field), Errno::EBUSY);
+                Err(err.of_field(&write.field).in_step("cgroup"))
             }
-            Err(errno) => Err(Error::sys(
-                format!("{}: write {:?} to {:?}", write.field, write.value, dir.path().join(&write.file)),
-                errno,
-            )),
+            Err(errno) => {
+                let path = dir.path().join(&write.file);
+                let err = Error::sys(format!("{}: write {:?} to {path:?}", write.field, write.value), errno);
+                let err = err.of_field(&write.field).of_object(path.display().to_string()).in_step("cgroup");
+                Err(hint(errno, &write.file).into_iter().fold(err, Error::with_hint))
+            }
         }
     }
 
@@ -510,6 +513,23 @@ pub fn of_process(pid: i32) -> nix::Result<OwnedFd> {
     let dir = host.v2.ok_or(Errno::ENOENT)?.mountpoint.join(path.trim_start_matches('/'));
     let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
     nix::fcntl::open(&dir, flags, Mode::empty())
+}
+
+/// Why the kernel may have refused a limit.
+fn hint(errno: Errno, file: &str) -> Option<&'static str> {
+    Some(match (errno, file) {
+        (Errno::ENOENT, _) => "this kernel has no such file, or the cgroup above does not hand the controller down",
+        (Errno::EINVAL, "cpu.cfs_quota_us" | "cpu.cfs_period_us" | "cpu.max") => {
+            "a quota is at least 1000 us, a period from 1000 to 1000000 us, and not more than the cgroup above has"
+        }
+        (Errno::EINVAL, "cpu.rt_runtime_us") => "the cgroup above has no real-time budget left for it",
+        (Errno::EINVAL | Errno::EACCES | Errno::ENOSPC | Errno::ERANGE, "cpuset.cpus" | "cpuset.mems") => {
+            "the machine and the cgroup above have no such processors or memory nodes to give"
+        }
+        (Errno::ENODEV | Errno::ENXIO, _) => "this machine has no such device",
+        (Errno::EBUSY, _) => "it is in use",
+        _ => return None,
+    })
 }
 
 fn refused(errno: Option<Errno>) -> bool {

@@ -363,7 +363,7 @@ pub fn execve(program: &CStr, argv: &sys::CStrings, env: &sys::CStrings) -> Fail
     let errno = sys::execve(program, argv, env);
     let text = format!("exec {}: {}\n", program.to_string_lossy(), errno_words(errno));
     let _ = nix::unistd::write(std::io::stderr(), text.as_bytes());
-    Failure::new(Step::Execve, 0, errno)
+    Failure::new(Step::Execve, 0, errno).detail(program.to_string_lossy())
 }
 
 /// Adds HOME, when the passwd had to tell it.

@@ -158,7 +158,13 @@ fn one_mount(
             let is_dir = path::kind(fd.as_fd()).at_item(Step::MountSource, at)?.0 == SFlag::S_IFDIR;
             let target = target(root, plan, is_dir, at)?;
             bind_attributes(&fd, plan, around.bind_devices).at_item(Step::MountAttributes, at)?;
-            mount::attach(fd.as_fd(), target.as_fd()).at_item(Step::Mount, at)?;
+            mount::attach(fd.as_fd(), target.as_fd())
+                .map_err(|errno| match path::kind(target.as_fd()) {
+                    // Which the kernel says for a directory alone (do_move_mount).
+                    Ok((kind, _)) if errno == Errno::EINVAL && (kind == SFlag::S_IFDIR) != is_dir => Errno::ENOTDIR,
+                    _ => errno,
+                })
+                .at_item(Step::Mount, at)?;
             fd
         }
         MountKind::New { fstype, options, mode_of_target } => {
@@ -422,11 +428,16 @@ pub fn enter(plan: &Rootfs, prepared: &Prepared) -> Result<(), Failure> {
     } else {
         mount::pivot_root(prepared.root.as_fd()).at(Step::PivotRoot)?;
     }
-    if let Some((flag, recursive)) = plan.propagation {
-        let change = MountAttr { propagation: flag, ..MountAttr::default() };
-        mount::setattr(prepared.root.as_fd(), recursive, &change).at(Step::RootPropagation)?;
+    match plan.propagation {
+        // Read-only paths are bound first.
+        None | Some((libc::MS_UNBINDABLE, _)) => Ok(()),
+        Some(change) => root_propagation(prepared, change),
     }
-    Ok(())
+}
+
+fn root_propagation(prepared: &Prepared, (flag, recursive): (u64, bool)) -> Result<(), Failure> {
+    let change = MountAttr { propagation: flag, ..MountAttr::default() };
+    mount::setattr(prepared.root.as_fd(), recursive, &change).at(Step::RootPropagation)
 }
 
 /// Without pivot_root(2) the host's mounts stay below: a procfs or sysfs there that nothing covers would let the container
@@ -482,9 +493,12 @@ pub fn seal(plan: &Rootfs, prepared: &mut Prepared) -> Result<(), Failure> {
     }
     let mut empty = None;
     for (at, path) in plan.masked_paths.iter().enumerate() {
-        mask(root, path, &mut prepared.null, &mut empty).at_item(Step::MaskedPath, at)?;
+        mask(root, path, &mut prepared.null, &mut empty, plan.mount_label.as_deref()).at_item(Step::MaskedPath, at)?;
     }
-    Ok(())
+    match plan.propagation.filter(|(flag, _)| plan.mount_namespace && *flag == libc::MS_UNBINDABLE) {
+        Some(change) => root_propagation(prepared, change),
+        None => Ok(()),
+    }
 }
 
 fn lookup(root: BorrowedFd<'_>, path: &CStr) -> nix::Result<Option<OwnedFd>> {
@@ -504,7 +518,13 @@ fn readonly_path(root: BorrowedFd<'_>, path: &CStr, readonly: &MountAttr) -> nix
 }
 
 /// A file is hidden behind the host's /dev/null, a directory behind an empty read-only tmpfs that all share.
-fn mask(root: BorrowedFd<'_>, path: &CStr, null: &mut Cover, empty: &mut Option<Cover>) -> nix::Result<()> {
+fn mask(
+    root: BorrowedFd<'_>,
+    path: &CStr,
+    null: &mut Cover,
+    empty: &mut Option<Cover>,
+    label: Option<&CStr>,
+) -> nix::Result<()> {
     let Some(target) = lookup(root, path)? else { return Ok(()) };
     if path::kind(target.as_fd())?.0 != SFlag::S_IFDIR {
         return null.hide(&target);
@@ -513,7 +533,8 @@ fn mask(root: BorrowedFd<'_>, path: &CStr, null: &mut Cover, empty: &mut Option<
         Some(cover) => cover,
         None => {
             let attrs = attr::RDONLY | attr::NOSUID | attr::NODEV | attr::NOEXEC;
-            let options = [(c"nr_blocks", Some(c"1")), (c"nr_inodes", Some(c"1"))];
+            let mut options = vec![(c"nr_blocks", Some(c"1")), (c"nr_inodes", Some(c"1"))];
+            options.extend(label.map(|label| (c"context", Some(label))));
             empty.insert(Cover::new(mount::new_mount(c"tmpfs", &options, attrs)?))
         }
     };

@@ -23,13 +23,13 @@ pub struct Exec {
     #[arg(long)]
     cwd: Option<PathBuf>,
     /// set environment variables
-    #[arg(short, long)]
+    #[arg(short, long, allow_hyphen_values = true)]
     env: Vec<String>,
     /// allocate a pseudo-TTY
     #[arg(short, long)]
     tty: bool,
     /// UID (format: uid[:gid])
-    #[arg(short, long)]
+    #[arg(short, long, allow_hyphen_values = true)]
     user: Option<String>,
     /// additional gids
     #[arg(short = 'g', long)]

@@ -42,7 +42,14 @@ impl Logs {
     pub fn error(&self, err: &Error) {
         let text = err.to_string();
         let errno = err.errno().map(|errno| format!("{errno:?}"));
-        self.line("error", &text, &[("field", err.field()), ("step", err.step()), ("errno", errno.as_deref())]);
+        let parts = [
+            ("field", err.field()),
+            ("step", err.step()),
+            ("object", err.object()),
+            ("errno", errno.as_deref()),
+            ("hint", err.hint()),
+        ];
+        self.line("error", &text, &parts);
         if self.file.is_some() {
             let _ = writeln!(std::io::stderr(), "{text}");
         }

@@ -185,7 +185,8 @@ impl Birth {
                     self.channel.go()?;
                 }
                 Message::Record(Record::Failed(failure), _) => {
-                    return Err(describe::process("process", &self.plan, &failure));
+                    let root = format!("/proc/{}/root", self.init_pid);
+                    return Err(describe::process("process", &self.plan, &failure, root.as_ref()));
                 }
                 Message::Record(..) => {}
                 Message::Executed => {

@@ -44,10 +44,10 @@ pub fn apply(mount: &OwnedFd, namespace: &OwnedFd, recursive: bool) -> nix::Resu
 }
 
 /// Why it may have failed.
-pub fn hint(errno: Errno) -> &'static str {
+pub fn hint(errno: Errno) -> Option<&'static str> {
     match errno {
-        Errno::EINVAL => " (its file system does not support idmapped mounts)",
-        Errno::EPERM => " (idmapped mounts need CAP_SYS_ADMIN in the file system's user namespace)",
-        _ => "",
+        Errno::EINVAL => Some("its file system does not support idmapped mounts"),
+        Errno::EPERM => Some("idmapped mounts need CAP_SYS_ADMIN in the file system's user namespace"),
+        _ => None,
     }
 }

@@ -152,7 +152,8 @@ pub fn begin(begin: Begin<'_>) -> Result<Birth> {
             Some(_) => Doors::Later(later_doors(&plan)?),
             None => Doors::Open(cgroup.doors(true)?),
         },
-        wait_for_parent: user || !plan.net_devices.is_empty(),
+        // The kernel takes a real-time policy only when the cgroup has its budget.
+        wait_for_parent: user || !plan.net_devices.is_empty() || plan.process.scheduler.is_some(),
         cgroups: if unshare.is_some() { plan.cgroup.paths() } else { cgroup.paths().clone() },
         stdio,
         preserve_fds,
@@ -233,11 +234,17 @@ pub fn begin(begin: Begin<'_>) -> Result<Birth> {
         cgroup.set_devices(&birth.plan.cgroup)?;
         birth.channel.go()?;
     }
+    let limits_first = birth.plan.process.scheduler.is_some();
+    if limits_first {
+        cgroup.apply(&birth.plan.cgroup)?;
+    }
     if wait_for_parent {
         birth.channel.go()?;
     }
-    // While the child mounts; it does nothing of the container's before the parent has seen its reports.
-    cgroup.apply(&birth.plan.cgroup)?;
+    if !limits_first {
+        // While the child mounts; it does nothing of the container's before the parent has seen its reports.
+        cgroup.apply(&birth.plan.cgroup)?;
+    }
     log::debug!("child process in init(): pid {}, its cgroup and limits are set", birth.pid());
     Ok(birth)
 }
@@ -270,7 +277,7 @@ fn sources(plan: &Plan, joined_user: Option<&OwnedFd>) -> Result<Vec<Option<Owne
             }
             Ok(fd)
         });
-        let fd = fd.map_err(|errno| Error::sys(format!("mounts[{at}].source: open {source:?}"), errno))?;
+        let fd = fd.map_err(|errno| describe::source(at, source, errno))?;
         map_ids(at, mount, &fd, joined_user, &mut namespaces)?;
         out.push(Some(fd));
     }
@@ -300,8 +307,11 @@ fn map_ids<'a>(
         }
     };
     let applied = namespace.map_or(Err(Errno::EINVAL), |ns| idmap::apply(fd, ns, map.recursive));
-    applied
-        .map_err(|errno| Error::sys(format!("mounts[{at}]: idmapped mount of {source:?}{}", idmap::hint(errno)), errno))
+    applied.map_err(|errno| {
+        let field = format!("mounts[{at}]");
+        let err = Error::sys(format!("{field}: idmapped mount of {source:?}"), errno).of_field(field).in_step("mounts");
+        idmap::hint(errno).into_iter().fold(err, Error::with_hint)
+    })
 }
 
 impl Birth {

@@ -3,6 +3,7 @@
 pub mod chore;
 pub mod describe;
 pub mod exec;
+mod hints;
 mod id_maps;
 pub mod idmap;
 pub mod init;

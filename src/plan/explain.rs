@@ -6,9 +6,10 @@ use oci_spec::runtime::{Hook, LinuxNamespaceType as Kind};
 use serde::Serialize;
 
 use super::Plan;
+use super::cgroup::Rule;
 use super::mount_options::Options;
 use super::namespaces::{self, KINDS};
-use super::rootfs::{MountKind, MountPlan};
+use super::rootfs::{Device, MountKind, MountPlan};
 use crate::sys::mount::attr;
 
 /// One step.
@@ -35,6 +36,9 @@ pub fn lines(plan: &Plan, filter: usize) -> Vec<Line> {
         (true, false) => "pivot_root to the rootfs and detach the old root",
     };
     out.push("root", enter);
+    if let Some(change) = plan.rootfs.propagation {
+        out.push("root", format!("make / {}", propagation(change)));
+    }
     for sysctl in &plan.sysctls {
         out.push("sysctl", format!("write {} to /proc/sys/{}", text(&sysctl.value), text(&sysctl.path)));
     }
@@ -82,8 +86,21 @@ fn cgroup(out: &mut Lines, plan: &Plan) {
         }
     }
     if let Some(rules) = &plan.cgroup.devices {
-        out.push("cgroup", format!("allow devices by {} rules, the last that matches wins", rules.len()));
+        let rules: Vec<String> = rules.iter().map(rule).collect();
+        out.push("cgroup", format!("devices, the last that matches wins: deny all; {}", rules.join("; ")));
     }
+    if let Some(scope) = &plan.cgroup.scope {
+        let whose = if scope.user { "the user's systemd" } else { "systemd" };
+        out.push("cgroup", format!("have {whose} start the unit {} in {}", scope.unit, scope.slice));
+    }
+}
+
+fn rule(rule: &Rule) -> String {
+    let number = |number: Option<u32>| number.map_or("*".to_string(), |number| number.to_string());
+    let access = [(rule.read, 'r'), (rule.write, 'w'), (rule.mknod, 'm')];
+    let access: String = access.iter().filter(|(has, _)| *has).map(|(_, letter)| *letter).collect();
+    let verb = if rule.allow { "allow" } else { "deny" };
+    format!("{verb} {} {}:{} {access}", rule.kind, number(rule.major), number(rule.minor))
 }
 
 fn namespaces(out: &mut Lines, plan: &Plan) {
@@ -119,12 +136,19 @@ fn namespaces(out: &mut Lines, plan: &Plan) {
 }
 
 fn rootfs(out: &mut Lines, plan: &Plan) {
-    out.push("rootfs", format!("bind {} onto itself", text(&plan.rootfs.path)));
+    if plan.rootfs.mount_namespace {
+        let around = propagation(plan.rootfs.host_propagation);
+        out.push("rootfs", format!("make all of the host's mounts {around} in the new mount namespace"));
+        out.push("rootfs", format!("bind {} onto itself", text(&plan.rootfs.path)));
+    }
+    if let Some(label) = &plan.rootfs.mount_label {
+        out.push("rootfs", format!("give new file systems the SELinux context {}", text(label)));
+    }
     for mount in &plan.rootfs.mounts {
         out.push("mounts", describe(mount));
     }
     for device in &plan.rootfs.devices {
-        out.push("devices", format!("make {} mode {:o}", absolute(&device.path), device.mode));
+        out.push("devices", describe_device(device, plan.namespaces.has(Kind::User)));
     }
     for (name, target) in &plan.rootfs.symlinks {
         out.push("devices", format!("link /dev/{} to {}", text(name), text(target)));
@@ -132,6 +156,21 @@ fn rootfs(out: &mut Lines, plan: &Plan) {
     if plan.rootfs.console {
         out.push("devices", "open a pty of /dev/pts and bind it onto /dev/console");
     }
+}
+
+fn describe_device(device: &Device, bound: bool) -> String {
+    let kind = match device.format {
+        libc::S_IFBLK => "b",
+        libc::S_IFIFO => "p",
+        _ => "c",
+    };
+    let (major, minor) = (libc::major(device.rdev), libc::minor(device.rdev));
+    let number = if kind == "p" { String::new() } else { format!(" {major}:{minor}") };
+    let at = absolute(&device.path);
+    if bound {
+        return format!("bind {} ({kind}{number}) onto {at}", text(&device.host));
+    }
+    format!("make {at} ({kind}{number}), mode {:04o}, owner {}:{}", device.mode, device.uid, device.gid)
 }
 
 fn describe(mount: &MountPlan) -> String {
@@ -167,33 +206,51 @@ fn describe(mount: &MountPlan) -> String {
 }
 
 fn flags(options: &Options) -> Vec<String> {
-    const NAMES: [(u64, &str); 7] = [
-        (attr::RDONLY, "ro"),
-        (attr::NOSUID, "nosuid"),
-        (attr::NODEV, "nodev"),
-        (attr::NOEXEC, "noexec"),
-        (attr::NOATIME, "noatime"),
-        (attr::NODIRATIME, "nodiratime"),
-        (attr::NOSYMFOLLOW, "nosymfollow"),
+    const NAMES: [(u64, &str, &str); 6] = [
+        (attr::RDONLY, "ro", "rw"),
+        (attr::NOSUID, "nosuid", "suid"),
+        (attr::NODEV, "nodev", "dev"),
+        (attr::NOEXEC, "noexec", "exec"),
+        (attr::NODIRATIME, "nodiratime", "diratime"),
+        (attr::NOSYMFOLLOW, "nosymfollow", "symfollow"),
     ];
-    let mut out: Vec<String> =
-        NAMES.iter().filter(|(bit, _)| options.set & bit != 0).map(|(_, name)| (*name).to_string()).collect();
-    out.extend(NAMES.iter().filter(|(bit, _)| options.rec_set & bit != 0).map(|(_, name)| format!("r{name}")));
-    for (flag, recursive) in &options.propagation {
-        let name = match *flag {
-            libc::MS_SHARED => "shared",
-            libc::MS_SLAVE => "slave",
-            libc::MS_PRIVATE => "private",
-            _ => "unbindable",
-        };
-        out.push(if *recursive { format!("r{name}") } else { name.to_string() });
+    let mut out = Vec::new();
+    for (prefix, set, clear) in [("", options.set, options.clear), ("r", options.rec_set, options.rec_clear)] {
+        for (bit, name, contrary) in NAMES {
+            match (set & bit, clear & bit) {
+                (0, 0) => {}
+                (0, _) => out.push(format!("{prefix}{contrary}")),
+                _ => out.push(format!("{prefix}{name}")),
+            }
+        }
+        if clear & attr::ATIME != 0 {
+            let name = match set & attr::ATIME {
+                attr::NOATIME => "noatime",
+                attr::STRICTATIME => "strictatime",
+                _ => "relatime",
+            };
+            out.push(format!("{prefix}{name}"));
+        }
     }
+    out.extend(options.propagation.iter().map(|change| propagation(*change)));
     out
+}
+
+fn propagation((flag, recursive): (u64, bool)) -> String {
+    let name = match flag {
+        libc::MS_SHARED => "shared",
+        libc::MS_SLAVE => "slave",
+        libc::MS_PRIVATE => "private",
+        _ => "unbindable",
+    };
+    if recursive { format!("r{name}") } else { name.to_string() }
 }
 
 fn hooks(out: &mut Lines, kind: &'static str, list: &Option<Vec<Hook>>) {
     for hook in list.iter().flatten() {
-        out.push(kind, format!("run the hook {}", hook.path().display()));
+        let args = hook.args().iter().flatten().skip(1).map(|arg| format!(" {arg}")).collect::<String>();
+        let limit = hook.timeout().map(|seconds| format!(", for at most {seconds} s")).unwrap_or_default();
+        out.push(kind, format!("run the hook {}{args}{limit}", hook.path().display()));
     }
 }
 
@@ -218,8 +275,11 @@ fn process(out: &mut Lines, plan: &Plan, filter: usize) {
         out.push("process", format!("set oom_score_adj to {score}"));
     }
     for (resource, soft, hard) in &process.rlimits {
-        out.push("process", format!("limit resource {resource} to {soft}:{hard}"));
+        let number = |n: u64| if n == u64::MAX { "unlimited".to_string() } else { n.to_string() };
+        let name = super::process::limit_name(*resource);
+        out.push("process", format!("limit {name} to {}, and at most {}", number(*soft), number(*hard)));
     }
+    scheduling(out, plan);
     for (name, label) in [("AppArmor profile", &process.apparmor), ("SELinux label", &process.selinux)] {
         if let Some(label) = label {
             out.push("process", format!("{name} {} at execve", text(label)));
@@ -245,6 +305,9 @@ fn process(out: &mut Lines, plan: &Plan, filter: usize) {
     if let Some(seccomp) = &plan.seccomp {
         let (rules, action) = (seccomp.syscalls.len(), seccomp.default_action);
         out.push("seccomp", format!("a filter of {filter} instructions from {rules} rules, default {action}"));
+        if let Some(listener) = &seccomp.listener {
+            out.push("seccomp", format!("hand its listener to the agent at {}", listener.path.display()));
+        }
     }
     let groups: Vec<String> = process.groups.iter().map(u32::to_string).collect();
     let groups = if groups.is_empty() { String::new() } else { format!(", groups {}", groups.join(",")) };
@@ -253,12 +316,44 @@ fn process(out: &mut Lines, plan: &Plan, filter: usize) {
         format!("become uid {}, gid {}{groups}, umask {:04o}", process.uid, process.gid, process.umask),
     );
     out.push("process", format!("change to {}", text(&process.cwd)));
+    if process.find_home {
+        out.push("process", format!("take HOME from the line of uid {} in /etc/passwd", process.uid));
+    }
     out.push("gate", "wait for start");
     hooks(out, "startContainer", plan.hooks.start_container());
     let argv: Vec<String> = process.argv.as_slice().iter().map(|arg| text(arg)).collect();
     out.push("execve", argv.join(" "));
     hooks(out, "poststart", plan.hooks.poststart());
     hooks(out, "poststop", plan.hooks.poststop());
+}
+
+fn scheduling(out: &mut Lines, plan: &Plan) {
+    let process = &plan.process;
+    if let Some(attr) = &process.scheduler {
+        let names = ["SCHED_OTHER", "SCHED_FIFO", "SCHED_RR", "SCHED_BATCH", "SCHED_ISO", "SCHED_IDLE"];
+        let name = names.get(attr.policy as usize).unwrap_or(&"SCHED_DEADLINE");
+        let how = match attr.policy {
+            0 | 3 => format!(", nice {}", attr.nice),
+            1 | 2 => format!(", priority {}", attr.priority),
+            6 => format!(", {} of every {} ns, within {} ns", attr.runtime, attr.period, attr.deadline),
+            _ => String::new(),
+        };
+        out.push("process", format!("schedule it by {name}{how}"));
+    }
+    if let Some((class, priority)) = process.io_priority {
+        let class = ["none", "real-time", "best-effort", "idle"].get(class as usize).unwrap_or(&"unknown");
+        out.push("process", format!("{class} I/O priority {priority}"));
+    }
+    if let Some(domain) = process.personality {
+        out.push("process", format!("execution domain {}", if domain == 8 { "LINUX32" } else { "LINUX" }));
+    }
+    if let Some(policy) = &process.memory_policy {
+        let nodes = policy.nodes.iter().enumerate().flat_map(|(word, bits)| {
+            (0..64).filter(move |bit| bits & (1u64 << bit) != 0).map(move |bit| (word * 64 + bit).to_string())
+        });
+        let nodes = nodes.collect::<Vec<_>>().join(",");
+        out.push("process", format!("memory policy {:#x} on nodes {nodes}", policy.mode));
+    }
 }
 
 #[cfg(test)]

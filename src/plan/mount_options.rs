@@ -44,11 +44,12 @@ enum Meaning {
     Atime(u64),
     NoAtime,
     Superblock(&'static str),
+    NoSuperblock(&'static str),
     Nothing,
 }
 
 fn meaning(option: &str) -> Option<Meaning> {
-    use Meaning::{Atime, Clear, NoAtime, Nothing, Set, Superblock};
+    use Meaning::{Atime, Clear, NoAtime, NoSuperblock, Nothing, Set, Superblock};
     Some(match option {
         "ro" => Set(attr::RDONLY),
         "rw" => Clear(attr::RDONLY),
@@ -71,7 +72,10 @@ fn meaning(option: &str) -> Option<Meaning> {
         "dirsync" => Superblock("dirsync"),
         "mand" => Superblock("mand"),
         "lazytime" => Superblock("lazytime"),
-        "async" | "nomand" | "nolazytime" | "loud" | "silent" | "iversion" | "noiversion" | "defaults" => Nothing,
+        "async" => NoSuperblock("sync"),
+        "nomand" => NoSuperblock("mand"),
+        "nolazytime" => NoSuperblock("lazytime"),
+        "loud" | "silent" | "iversion" | "noiversion" | "defaults" => Nothing,
         _ => return None,
     })
 }
@@ -115,7 +119,7 @@ pub fn parse<S: AsRef<str>>(options: &[S]) -> Options {
                 if let Some(what) = propagation(option) {
                     out.propagation.push(what);
                 } else if let Some(what) = meaning(option) {
-                    out.named |= !matches!(what, Meaning::Superblock(_) | Meaning::Nothing);
+                    out.named |= !matches!(what, Meaning::Superblock(_) | Meaning::NoSuperblock(_) | Meaning::Nothing);
                     out.atime |= matches!(what, Meaning::Atime(_) | Meaning::Set(attr::NODIRATIME));
                     apply(what, &mut out.set, &mut out.clear, &mut out.superblock);
                 } else if let Some(what) = option.strip_prefix('r').and_then(recursive) {
@@ -134,7 +138,7 @@ fn recursive(word: &str) -> Option<Meaning> {
     match meaning(word)? {
         what @ (Meaning::Set(_) | Meaning::Clear(_) | Meaning::Atime(_)) => Some(what),
         Meaning::NoAtime => Some(Meaning::Atime(attr::RELATIME)),
-        Meaning::Superblock(_) | Meaning::Nothing => None,
+        Meaning::Superblock(_) | Meaning::NoSuperblock(_) | Meaning::Nothing => None,
     }
 }
 
@@ -154,6 +158,7 @@ fn apply(what: Meaning, set: &mut u64, clear: &mut u64, superblock: &mut Vec<&'s
             *clear |= attr::ATIME;
         }
         Meaning::Superblock(name) => superblock.push(name),
+        Meaning::NoSuperblock(name) => superblock.retain(|other| *other != name),
         Meaning::NoAtime | Meaning::Nothing => {}
     }
 }
@@ -243,6 +248,12 @@ mod tests {
         let got = parse(&["ro", "rw", "nodev", "dev", "exec"]);
         assert_eq!((got.set, got.clear), (0, attr::RDONLY | attr::NODEV | attr::NOEXEC));
         assert_eq!(parse(&["rbind", "bind"]).bind, Some(true));
+    }
+
+    #[test]
+    fn a_flag_of_the_superblock_is_taken_back() {
+        assert!(parse(&["sync", "lazytime", "async", "nolazytime"]).superblock.is_empty());
+        assert_eq!(parse(&["async", "sync"]).superblock, ["sync"]);
     }
 
     #[test]

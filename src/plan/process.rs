@@ -283,6 +283,31 @@ fn resource(typ: PosixRlimitType) -> u32 {
     }
 }
 
+/// The spec's name of a limit.
+pub fn limit_name(number: u32) -> String {
+    use PosixRlimitType as T;
+    let all = [
+        T::RlimitCpu,
+        T::RlimitFsize,
+        T::RlimitData,
+        T::RlimitStack,
+        T::RlimitCore,
+        T::RlimitRss,
+        T::RlimitNproc,
+        T::RlimitNofile,
+        T::RlimitMemlock,
+        T::RlimitAs,
+        T::RlimitLocks,
+        T::RlimitSigpending,
+        T::RlimitMsgqueue,
+        T::RlimitNice,
+        T::RlimitRtprio,
+        T::RlimitRttime,
+    ];
+    let found = all.into_iter().find(|typ| resource(*typ) == number);
+    found.map_or_else(|| number.to_string(), |typ| typ.to_string())
+}
+
 fn oom_score_adj(field: &str, score: Option<i32>) -> Result<Option<i32>> {
     match score {
         Some(score) if !(-1000..=1000).contains(&score) => {
@@ -308,6 +333,10 @@ fn scheduler(field: &str, s: &Scheduler) -> Result<SchedAttr> {
     let nice = s.nice().unwrap_or(0);
     if !(-20..=19).contains(&nice) {
         return Err(Error::invalid(format!("{field}.nice"), format!("{nice} is not between -20 and 19")));
+    }
+    if nice != 0 && !matches!(policy, P::SchedOther | P::SchedBatch) {
+        let cause = format!("invalid scheduler.nice: {nice} when scheduler.policy is {policy}");
+        return Err(Error::invalid(format!("{field}.nice"), cause));
     }
     let priority = s.priority().unwrap_or(0);
     if priority != 0 && !matches!(policy, P::SchedFifo | P::SchedRr) {

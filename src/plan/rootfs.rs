@@ -40,6 +40,8 @@ pub struct Rootfs {
     pub readonly_paths: Vec<CString>,
     /// Paths that are hidden, below the root.
     pub masked_paths: Vec<CString>,
+    /// The SELinux context of the file systems that are made for the container.
+    pub mount_label: Option<CString>,
 }
 
 /// One mount.
@@ -149,9 +151,12 @@ pub fn plan(request: &Request<'_>, spec: &Spec, namespaces: &Namespaces, host: &
     }
     let linux = spec.linux().as_ref();
     let path = super::clean(&request.bundle.join(root.path()));
+    let mount_label = linux.and_then(|l| l.mount_label().as_deref()).filter(|label| !label.is_empty());
+    let mount_label = mount_label.map(|label| cstring("linux.mountLabel", label)).transpose()?;
     let mut mounts = Vec::new();
     for (at, mount) in spec.mounts().iter().flatten().enumerate() {
-        mounts.push(plan_mount(&format!("mounts[{at}]"), mount, (request.bundle, &path), namespaces, host)?);
+        let (field, places) = (format!("mounts[{at}]"), (request.bundle, path.as_path()));
+        mounts.push(plan_mount(&field, mount, places, namespaces, host, mount_label.as_ref())?);
     }
     let propagation = linux.and_then(|l| l.rootfs_propagation().as_deref()).filter(|word| !word.is_empty());
     let propagation = propagation
@@ -181,7 +186,11 @@ pub fn plan(request: &Request<'_>, spec: &Spec, namespaces: &Namespaces, host: &
         mount_namespace: namespaces.has(Kind::Mount),
         readonly: root.readonly().unwrap_or(false),
         no_pivot: request.no_pivot,
-        host_propagation: propagation.unwrap_or((libc::MS_SLAVE, true)),
+        host_propagation: match propagation {
+            // What is unbindable could not become the root.
+            Some((libc::MS_UNBINDABLE, recursive)) => (libc::MS_PRIVATE, recursive),
+            other => other.unwrap_or((libc::MS_SLAVE, true)),
+        },
         propagation,
         mounts,
         devices: if dev_is_bound { Vec::new() } else { devices(spec)? },
@@ -189,6 +198,7 @@ pub fn plan(request: &Request<'_>, spec: &Spec, namespaces: &Namespaces, host: &
         console: request.terminal,
         readonly_paths: paths("linux.readonlyPaths", linux.and_then(|l| l.readonly_paths().as_ref()))?,
         masked_paths: paths("linux.maskedPaths", linux.and_then(|l| l.masked_paths().as_ref()))?,
+        mount_label,
     })
 }
 
@@ -198,6 +208,7 @@ fn plan_mount(
     (bundle, rootfs): (&Path, &Path),
     namespaces: &Namespaces,
     host: &Cgroups,
+    label: Option<&CString>,
 ) -> Result<MountPlan> {
     if mount.destination().as_os_str().is_empty() {
         return Err(Error::invalid(format!("{field}.destination"), "must not be empty"));
@@ -238,7 +249,7 @@ fn plan_mount(
         if fstype.is_empty() {
             return Err(Error::invalid(format!("{field}.type"), "must not be empty unless it is a bind mount"));
         }
-        new_filesystem(field, fstype, source, &options)?
+        new_filesystem(field, fstype, source, &options, label)?
     };
     let is_proc_root = cleaned == Path::new("/proc");
     if cleaned.starts_with("/proc") && !is_proc_root && !PROC_ALLOWED.iter().any(|ok| cleaned == Path::new(ok)) {
@@ -296,7 +307,13 @@ fn id_map(field: &str, mount: &Mount, options: &Options, namespaces: &Namespaces
     Ok(Some(IdMap { recursive, maps }))
 }
 
-fn new_filesystem(field: &str, fstype: &str, source: &[u8], options: &Options) -> Result<MountKind> {
+fn new_filesystem(
+    field: &str,
+    fstype: &str,
+    source: &[u8],
+    options: &Options,
+    label: Option<&CString>,
+) -> Result<MountKind> {
     let field = format!("{field}.options");
     let mut list: Vec<(CString, Option<CString>)> = Vec::new();
     if !source.is_empty() {
@@ -315,6 +332,10 @@ fn new_filesystem(field: &str, fstype: &str, source: &[u8], options: &Options) -
             None => (option.as_str(), None),
         };
         list.push((cstring(&field, key)?, value));
+    }
+    // The first two take none, and older kernels none for the third.
+    if let Some(label) = label.filter(|_| !matches!(fstype, "proc" | "sysfs" | "mqueue")) {
+        list.push((c"context".to_owned(), Some(label.clone())));
     }
     let mode_of_target = fstype == "tmpfs" && !options.data.iter().any(|o| o.starts_with("mode="));
     Ok(MountKind::New { fstype: cstring(&field, fstype)?, options: list, mode_of_target })

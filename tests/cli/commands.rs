@@ -9,7 +9,7 @@ use skiff_test_support::{eventually, has_controllers, receive_console, run};
 use super::{Case, is_skiff};
 
 /// The directory of a v1 controller, or the v2 one, of a process.
-fn cgroup(pid: &Value, controller: &str) -> PathBuf {
+pub fn cgroup(pid: &Value, controller: &str) -> PathBuf {
     let groups = std::fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap();
     let v1 = Path::new("/sys/fs/cgroup").join(controller);
     let of = |name: &str| {
@@ -19,7 +19,7 @@ fn cgroup(pid: &Value, controller: &str) -> PathBuf {
     if v1.is_dir() { v1.join(of(controller)) } else { Path::new("/sys/fs/cgroup").join(of("")) }
 }
 
-fn is_v1() -> bool {
+pub fn is_v1() -> bool {
     Path::new("/sys/fs/cgroup/memory").is_dir()
 }
 
@@ -236,6 +236,75 @@ fn a_plan_is_told_without_doing_it_and_without_privilege() {
 }
 
 #[test]
+fn a_plan_is_complete_and_true() {
+    if !is_skiff() {
+        return;
+    }
+    let case = Case::sh("cat /proc/self/mountinfo; grep Cap /proc/self/status; stat -c '%n %a %u:%g' /dev/fuse").with(|spec| {
+        let mounts = spec["mounts"].as_array_mut().unwrap();
+        mounts.push(json!({"destination": "/data", "type": "bind", "source": "/tmp", "options": ["rbind", "ro", "rnosuid", "rslave"]}));
+        mounts.push(json!({"destination": "/mnt", "type": "tmpfs", "source": "x", "options": ["noatime", "size=1m"]}));
+        spec["linux"]["devices"] = json!([{"path": "/dev/fuse", "type": "c", "major": 10, "minor": 229,
+            "fileMode": 432, "uid": 3, "gid": 4}]);
+        spec["linux"]["resources"]["memory"] = json!({"limit": 64 << 20});
+        spec["linux"]["resources"]["cpu"] = json!({"shares": 512});
+        spec["linux"]["rootfsPropagation"] = json!("rslave");
+        spec["linux"]["personality"] = json!({"domain": "LINUX"});
+        spec["linux"]["sysctl"] = json!({"net.ipv4.ip_forward": "1"});
+        spec["process"]["rlimits"] = json!([{"type": "RLIMIT_NOFILE", "soft": 100, "hard": 200}]);
+        spec["process"]["ioPriority"] = json!({"class": "IOPRIO_CLASS_BE", "priority": 2});
+        spec["process"]["oomScoreAdj"] = json!(10);
+        spec["hooks"]["createRuntime"] = json!([{"path": "/bin/true", "args": ["true", "x"], "timeout": 5}]);
+    });
+    let text = case.cmd(&["plan"]).ok().out;
+    for want in [
+        "clone the init into new namespaces: mount, uts, ipc, pid, network",
+        "make all of the host's mounts rslave in the new mount namespace",
+        "bring lo up",
+        "set the host name to box",
+        "rbind /tmp at /data, ro,rnosuid,rslave",
+        "mount tmpfs (size=1m) at /mnt, noatime",
+        "mount devpts (newinstance,ptmxmode=0666,mode=0620,gid=5) at /dev/pts, nosuid,noexec",
+        "make /dev/fuse (c 10:229), mode 0660, owner 3:4",
+        "make /dev/null (c 1:3), mode 0666, owner 0:0",
+        "link /dev/ptmx to pts/ptmx",
+        "run the hook /bin/true x, for at most 5 s",
+        "pivot_root to the rootfs and detach the old root",
+        "make / rslave",
+        "write 1 to /proc/sys/net/ipv4/ip_forward",
+        "make / read-only",
+        "make /proc/sys read-only",
+        "mask /proc/kcore",
+        "set oom_score_adj to 10",
+        "limit RLIMIT_NOFILE to 100, and at most 200",
+        "best-effort I/O priority 2",
+        "execution domain LINUX",
+        "set no_new_privs",
+        "bounding: CAP_KILL,CAP_NET_BIND_SERVICE,CAP_AUDIT_WRITE",
+        "inheritable: none",
+        "become uid 0, gid 0, umask 0022",
+        "deny all; deny a *:* rwm; allow c *:* m",
+    ] {
+        assert!(text.contains(want), "{want} in\n{text}");
+    }
+    let (memory, cpu) = if is_v1() {
+        ("write 67108864 to memory.limit_in_bytes [linux.resources.memory.limit]", "write 512 to cpu.shares")
+    } else {
+        ("write 67108864 to memory.max [linux.resources.memory.limit]", "write 59 to cpu.weight")
+    };
+    assert!(text.contains(memory) && text.contains(cpu), "{text}");
+    // What it says of the container is what the container sees.
+    let out = case.run().ok().out;
+    let mounts = text.lines().filter(|line| line.split_whitespace().nth(1) == Some("mounts"));
+    for line in mounts {
+        let at = line.split(" at ").nth(1).unwrap().split(',').next().unwrap();
+        assert!(out.contains(&format!(" {at} ")), "{at} in {out}");
+    }
+    assert!(out.contains("/dev/fuse 660 3:4"), "{out}");
+    case.end();
+}
+
+#[test]
 fn a_trace_has_the_steps_of_both_sides() {
     if !is_skiff() {
         return;
@@ -251,6 +320,28 @@ fn a_trace_has_the_steps_of_both_sides() {
     };
     assert!(at("plan") < at("make the cgroup") && at("make the cgroup") < at("clone the init"));
     assert!(at("namespaces") < at("rootfs, mounts and devices") && at("rootfs, mounts and devices") < at("seal"));
+    // What a viewer of the format wants of every event: names for the tracks, and times for the steps.
+    let tracks: Vec<&Value> =
+        events.iter().filter(|event| event["ph"] == "M" && event["name"] == "thread_name").collect();
+    let names: Vec<&str> = tracks.iter().map(|event| event["args"]["name"].as_str().unwrap()).collect();
+    assert_eq!(names, ["runtime", "container init"]);
+    for event in events {
+        assert!(event["pid"].is_u64(), "{event}");
+        match event["ph"].as_str().unwrap() {
+            "M" => assert!(event["args"]["name"].is_string(), "{event}"),
+            "X" => {
+                let of_a_track = tracks.iter().any(|track| track["tid"] == event["tid"]);
+                let times = event["ts"].as_f64().unwrap() >= 0.0 && event["dur"].as_f64().unwrap() >= 0.0;
+                assert!(of_a_track && times, "{event}");
+            }
+            other => panic!("{other}: {event}"),
+        }
+    }
+    // A create that fails has a timeline up to there.
+    let case = case.with(|spec| spec["process"]["args"] = json!(["nope"]));
+    case.cmd(&["run", "--trace", path.to_str().unwrap(), &case.id]).failed();
+    let trace: Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
+    assert!(trace["traceEvents"].as_array().unwrap().iter().any(|event| event["name"] == "seal"), "{trace}");
     case.end();
 }
 
@@ -276,4 +367,233 @@ fn json_logs_have_the_parts_of_an_error() {
     assert_eq!((&line["step"], &line["errno"]), (&json!("mounts"), &json!("ENOENT")));
     assert!(line["msg"].as_str().unwrap().contains("mounts[7].source: open \"/no/such/dir\""));
     case.end();
+}
+
+#[test]
+fn features_are_told_truly() {
+    let case = Case::new(&["true"]);
+    let features: Value = serde_json::from_str(&case.cmd(&["features"]).ok().out).unwrap();
+    let list = |path: &str| -> Vec<String> {
+        let list = features.pointer(path).unwrap_or_else(|| panic!("{path} in {features}"));
+        list.as_array().unwrap().iter().map(|item| item.as_str().unwrap().to_string()).collect()
+    };
+    assert_eq!(features["ociVersionMin"], "1.0.0");
+    assert!(features["ociVersionMax"].as_str().unwrap().starts_with("1."));
+    let hooks = ["prestart", "createRuntime", "createContainer", "startContainer", "poststart", "poststop"];
+    assert_eq!(list("/hooks"), hooks);
+    let has = |path: &str, names: &[&str]| {
+        let have = list(path);
+        for name in names {
+            assert!(have.iter().any(|other| other == name), "{name} in {path}: {have:?}");
+        }
+    };
+    has(
+        "/mountOptions",
+        &["ro", "rbind", "rro", "rnosuid", "ratime", "rprivate", "nosuid", "tmpcopyup", "strictatime"],
+    );
+    has("/linux/namespaces", &["cgroup", "ipc", "mount", "network", "pid", "user", "uts"]);
+    has("/linux/capabilities", &["CAP_CHOWN", "CAP_CHECKPOINT_RESTORE", "CAP_BPF"]);
+    has("/linux/seccomp/actions", &["SCMP_ACT_ALLOW", "SCMP_ACT_NOTIFY", "SCMP_ACT_KILL_PROCESS", "SCMP_ACT_LOG"]);
+    has("/linux/seccomp/operators", &["SCMP_CMP_EQ", "SCMP_CMP_MASKED_EQ", "SCMP_CMP_NE"]);
+    has("/linux/seccomp/archs", &["SCMP_ARCH_X86_64", "SCMP_ARCH_AARCH64", "SCMP_ARCH_S390X"]);
+    for path in [
+        "cgroup/v1",
+        "cgroup/v2",
+        "cgroup/systemd",
+        "cgroup/systemdUser",
+        "seccomp/enabled",
+        "apparmor/enabled",
+        "selinux/enabled",
+    ] {
+        assert_eq!(features.pointer(&format!("/linux/{path}")), Some(&json!(true)), "{path}");
+    }
+    if is_skiff() {
+        assert_eq!(features["ociVersionMax"], "1.3.0");
+        has("/mountOptions", &["idmap", "ridmap", "nosymfollow", "rnosymfollow"]);
+        has("/linux/namespaces", &["time"]);
+        for path in [
+            "intelRdt/enabled",
+            "intelRdt/schemata",
+            "intelRdt/monitoring",
+            "mountExtensions/idmap/enabled",
+            "netDevices/enabled",
+            "cgroup/rdma",
+        ] {
+            assert_eq!(features.pointer(&format!("/linux/{path}")), Some(&json!(true)), "{path}");
+        }
+        has("/linux/memoryPolicy/modes", &["MPOL_BIND", "MPOL_WEIGHTED_INTERLEAVE"]);
+        has("/linux/seccomp/supportedFlags", &["SECCOMP_FILTER_FLAG_LOG", "SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV"]);
+        has("/potentiallyUnsafeConfigAnnotations", &["org.criu.config", "org.systemd.property."]);
+    }
+    case.end();
+}
+
+#[test]
+fn every_command_has_runcs_flags() {
+    // Those of runc 1.5.
+    let bundle = "bundle console-socket pidfd-socket pid-file no-pivot no-new-keyring preserve-fds";
+    let criu = "image-path work-path tcp-established ext-unix-sk shell-job file-locks manage-cgroups-mode lazy-pages";
+    for (command, flags) in [
+        ("create", bundle.to_string()),
+        ("run", format!("{bundle} detach keep no-subreaper")),
+        ("start", String::new()),
+        ("state", String::new()),
+        ("delete", "force".into()),
+        ("kill", "all".into()),
+        ("list", "format quiet".into()),
+        ("ps", "format".into()),
+        ("pause", String::new()),
+        ("resume", String::new()),
+        ("events", "interval stats".into()),
+        ("spec", "bundle rootless".into()),
+        ("features", String::new()),
+        (
+            "exec",
+            "console-socket pidfd-socket cwd env tty user additional-gids process detach pid-file process-label apparmor \
+             no-new-privs cap preserve-fds cgroup ignore-paused"
+                .into(),
+        ),
+        (
+            "update",
+            "resources blkio-weight cpu-period cpu-quota cpu-burst cpu-share cpu-rt-period cpu-rt-runtime cpu-idle \
+             cpuset-cpus cpuset-mems memory memory-reservation memory-swap pids-limit l3-cache-schema mem-bw-schema"
+                .into(),
+        ),
+        ("checkpoint", format!("{criu} parent-path leave-running status-fd page-server pre-dump empty-ns auto-dedup")),
+        ("restore", format!("{criu} console-socket bundle detach pid-file no-subreaper no-pivot empty-ns auto-dedup lsm-profile lsm-mount-context")),
+    ] {
+        let case = Case::new(&["true"]);
+        let help = case.cmd(&[command, "--help"]).ok().out;
+        assert!(help.starts_with("NAME:\n") && help.contains(&format!(" {command} - ")), "{help}");
+        let known = help.split_whitespace().filter_map(|word| word.strip_prefix("--"));
+        let known: Vec<&str> = known.map(|word| word.trim_end_matches(',')).collect();
+        for flag in flags.split_whitespace() {
+            // runc 1.1 has not all of them yet.
+            assert!(!is_skiff() || known.contains(&flag), "{command} --{flag} in {known:?}");
+        }
+        case.end();
+    }
+}
+
+#[test]
+fn lists_have_runcs_formats() {
+    let case = sleeping();
+    let root = tempfile::tempdir().unwrap();
+    let root = root.path().to_str().unwrap();
+    assert_eq!(case.cmd(&["--root", root, "list", "-f", "json"]).ok().out, "null\n");
+    assert_eq!(case.cmd(&["--root", root, "list", "-q"]).ok().out, "");
+    case.cmd(&["--root", "/no/such/root", "list"]).failed();
+    let ids = case.cmd(&["list", "--quiet"]).ok().out;
+    assert!(ids.lines().any(|id| id == case.id), "{ids}");
+    let rows: Vec<Value> = serde_json::from_str(&case.cmd(&["list", "--format", "json"]).ok().out).unwrap();
+    let row = rows.iter().find(|row| row["id"] == case.id.as_str()).unwrap();
+    assert_eq!((&row["status"], &row["owner"]), (&json!("running"), &json!("root")));
+    let keys: Vec<&str> = row.as_object().unwrap().keys().map(String::as_str).collect();
+    assert_eq!(keys, ["ociVersion", "id", "pid", "status", "bundle", "rootfs", "created", "owner"]);
+    case.cmd(&["list", "--format", "moon"]).failed();
+    let table = case.cmd(&["ps", &case.id, "-e", "-o", "pid,comm"]).ok().out;
+    let lines: Vec<Vec<&str>> = table.lines().map(|line| line.split_whitespace().collect()).collect();
+    assert_eq!(lines, [vec!["PID", "COMMAND"], vec![&row["pid"].to_string(), "sleep"]]);
+    case.cmd(&["ps", "--format", "moon", &case.id]).failed();
+    case.cmd(&["ps", &case.id, "-o", "comm"]).failed();
+    remove(case);
+}
+
+#[test]
+fn a_container_that_is_kept_stays_after_its_run() {
+    if !super::since(1) {
+        return;
+    }
+    let case = Case::sh("exit 4");
+    assert_eq!(case.cmd(&["run", "--keep", "--no-subreaper", &case.id]).code, 4);
+    assert_eq!(case.status(), "stopped");
+    case.cmd(&["delete", &case.id]).ok();
+    case.end();
+}
+
+#[test]
+fn descriptors_are_passed_on_when_asked() {
+    let case = Case::sh("cat <&3; echo; ls /proc/self/fd | wc -l; echo LISTEN_FDS=$LISTEN_FDS LISTEN_PID=$LISTEN_PID");
+    std::fs::write(case.bundle.path().join("three"), "third").unwrap();
+    // A shell puts the file at 3, as systemd would.
+    let with = |flags: &str, env: &str| {
+        let line = format!("{env} exec '{}' run {flags} {} 3<three", case.runtime.display(), case.id);
+        run(std::process::Command::new("sh").args(["-c", &line]).current_dir(case.bundle.path()), "")
+    };
+    let out = with("--preserve-fds 1", "").ok().out;
+    assert!(out.starts_with("third\n") && out.ends_with("LISTEN_FDS= LISTEN_PID=\n"), "{out}");
+    let out = with("", "export LISTEN_FDS=1;").ok().out;
+    assert!(out.starts_with("third\n") && out.ends_with("LISTEN_FDS=1 LISTEN_PID=1\n"), "{out}");
+    let done = with("--preserve-fds 200", "").failed();
+    assert!(done.err.contains("preserved-fd ") && done.err.contains("(of 200)"), "{done:?}");
+    case.end();
+}
+
+#[test]
+fn logs_are_lines_of_text_or_json() {
+    let case = Case::new(&["true"]).with(|spec| spec["process"]["cwd"] = json!("relative"));
+    let log = case.bundle.path().join("log");
+    let log = log.to_str().unwrap();
+    let done = case.cmd(&["--log", log, "run", &case.id]).failed();
+    assert!(!done.err.is_empty(), "it is told to who sits there, too");
+    let done = case.cmd(&["--log", log, "--log-format", "json", "run", &case.id]).failed();
+    assert!(done.err.contains("absolute path"), "{done:?}");
+    let text = std::fs::read_to_string(log).unwrap();
+    let lines: Vec<&str> = text.lines().collect();
+    assert!(lines[0].starts_with("time=\"") && lines[0].contains(" level=error msg=\""), "{text}");
+    let last: Value = serde_json::from_str(lines.last().unwrap()).unwrap();
+    assert!(["level", "msg", "time"].iter().all(|key| last[key].is_string()), "{last}");
+    let done = case.cmd(&["--log-format", "moon", "list"]).failed();
+    assert!(done.err.contains("moon"), "{done:?}");
+    case.end();
+}
+
+#[test]
+fn every_process_is_signalled_with_all() {
+    let case = Case::sh("sleep 1000 & sleep 1000 & wait").with(|spec| {
+        let namespaces = spec["linux"]["namespaces"].as_array_mut().unwrap();
+        namespaces.retain(|ns| ns["type"] != "pid");
+    });
+    case.detached(&["run", "-d", &case.id]).ok();
+    let pids = || -> Vec<i64> { serde_json::from_str(&case.cmd(&["ps", "-f", "json", &case.id]).ok().out).unwrap() };
+    eventually("all three are there", || pids().len() == 3);
+    case.cmd(&["kill", "--all", &case.id, "KILL"]).ok();
+    eventually("none is", || case.status() == "stopped");
+    case.cmd(&["kill", "--all", &case.id, "KILL"]).ok();
+    let done = case.cmd(&["kill", &case.id, "KILL"]).failed();
+    assert!(done.err.contains("container not running"), "{}", done.err);
+    remove(case);
+}
+
+#[test]
+fn an_exec_has_its_flags() {
+    let case = sleeping();
+    let out = case.cmd(&["exec", "--no-new-privs", &case.id, "grep", "NoNewPrivs", "/proc/self/status"]).ok().out;
+    assert_eq!(out, "NoNewPrivs:\t1\n");
+    if is_skiff() && !Path::new("/sys/kernel/security/apparmor").exists() {
+        let done = case.cmd(&["exec", "--apparmor", "some-profile", &case.id, "true"]);
+        assert!(
+            done.code == 255 && done.err.contains("process.apparmorProfile: apply \\\"some-profile\\\""),
+            "{done:?}"
+        );
+        let done = case.cmd(&["exec", "--process-label", "a:b:c", &case.id, "true"]);
+        assert!(done.code == 255 && done.err.contains("process.selinuxLabel: set \\\"a:b:c\\\""), "{done:?}");
+    }
+    let done = case.cmd(&["exec", &case.id]);
+    assert_ne!(done.code, 0);
+    let done = case.cmd(&["exec", "--process", "/no/such/process.json", &case.id]);
+    assert!(done.code != 0 && done.err.contains("/no/such/process.json"), "{done:?}");
+    case.cmd(&["pause", &case.id]).ok();
+    let done = case.cmd(&["exec", &case.id, "true"]);
+    assert!(
+        done.code == 255 && done.err.contains("cannot exec in a paused container (use --ignore-paused to override)"),
+        "{done:?}"
+    );
+    // It waits with the others until they go on.
+    let mut ignoring = case.command(&["exec", "--ignore-paused", &case.id, "echo", "went on"]);
+    let child = ignoring.stdin(std::process::Stdio::null()).stdout(std::process::Stdio::piped()).spawn().unwrap();
+    std::thread::sleep(std::time::Duration::from_millis(100));
+    case.cmd(&["resume", &case.id]).ok();
+    assert_eq!(String::from_utf8_lossy(&child.wait_with_output().unwrap().stdout), "went on\n");
+    remove(case);
 }

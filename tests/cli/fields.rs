@@ -6,25 +6,7 @@ use nix::mount::MsFlags;
 use serde_json::json;
 use skiff_test_support::{run, seccomp_agent, unique};
 
-use super::{Case, is_skiff};
-
-/// What a script sees in a container with a changed spec.
-#[track_caller]
-fn seen(script: &str, change: impl FnOnce(&mut serde_json::Value)) -> String {
-    let case = Case::sh(script).with(change);
-    let out = case.run().ok().out;
-    case.end();
-    out
-}
-
-/// The error of a run with a changed spec; nothing of it is left.
-#[track_caller]
-fn refused(change: impl FnOnce(&mut serde_json::Value)) -> String {
-    let case = Case::new(&["true"]).with(change);
-    let err = case.run().failed().err;
-    case.end();
-    err
-}
+use super::{Case, is_skiff, refused, seen};
 
 #[test]
 fn personality_is_set() {

@@ -2,16 +2,7 @@
 
 use serde_json::json;
 
-use super::Case;
-
-/// Runs a script with a changed spec; its output.
-#[track_caller]
-fn seen(script: &str, change: impl FnOnce(&mut serde_json::Value)) -> String {
-    let case = Case::sh(script).with(change);
-    let out = case.run().ok().out;
-    case.end();
-    out
-}
+use super::{Case, seen};
 
 #[test]
 fn namespaces_are_its_own() {
@@ -213,6 +204,14 @@ fn a_user_namespace_has_its_maps() {
     let lines: Vec<Vec<&str>> = out.lines().map(|line| line.split_whitespace().collect()).collect();
     assert_eq!(lines, [vec!["0"], vec!["0", "100000", "65536"], vec!["shared"], vec!["0"]]);
     case.end();
+}
+
+/// A user namespace whose ids are 100000 and on.
+pub fn add_user_namespace(spec: &mut serde_json::Value) {
+    spec["linux"]["namespaces"].as_array_mut().unwrap().push(json!({"type": "user"}));
+    let map = json!([{"containerID": 0, "hostID": 100_000, "size": 65536}]);
+    spec["linux"]["uidMappings"] = map.clone();
+    spec["linux"]["gidMappings"] = map;
 }
 
 /// The ids of a user namespace must get through to the bundle.

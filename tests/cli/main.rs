@@ -1,13 +1,20 @@
 //! Tests of the command line. The same tests pass with RUNTIME_UNDER_TEST=runc, but for those that say why not.
 
+mod acting;
 mod budget;
 mod checkpoint;
 mod commands;
 mod errors;
 mod exec;
 mod fields;
+mod hooks;
 mod inside;
+mod joining;
 mod lifecycle;
+mod limits;
+mod mounts;
+mod process;
+mod syscalls;
 mod systemd;
 mod traps;
 mod unified;
@@ -30,6 +37,34 @@ fn runtime() -> PathBuf {
 
 fn is_skiff() -> bool {
     std::env::var_os("RUNTIME_UNDER_TEST").is_none()
+}
+
+/// True where the runtime under test knows what runc knows since 1.`minor`.
+fn since(minor: u32) -> bool {
+    if is_skiff() {
+        return true;
+    }
+    let out = run(Command::new(runtime()).arg("--version"), "").ok().out;
+    let version = out.split_whitespace().nth(2).unwrap_or_default();
+    version.split(['.', '+', '-']).nth(1).and_then(|n| n.parse::<u32>().ok()).is_some_and(|n| n >= minor)
+}
+
+/// What a script sees in a container with a changed spec.
+#[track_caller]
+fn seen(script: &str, change: impl FnOnce(&mut serde_json::Value)) -> String {
+    let case = Case::sh(script).with(change);
+    let out = case.run().ok().out;
+    case.end();
+    out
+}
+
+/// The error of a run with a changed spec; nothing of it is left.
+#[track_caller]
+fn refused(change: impl FnOnce(&mut serde_json::Value)) -> String {
+    let case = Case::new(&["true"]).with(change);
+    let err = case.run().failed().err;
+    case.end();
+    err
 }
 
 impl Case {

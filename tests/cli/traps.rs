@@ -308,3 +308,206 @@ fn dangling_symlinks_of_an_image_are_followed_inside_it() {
     assert!(err.contains("destination"), "{err}");
     case.end();
 }
+
+#[test]
+fn an_exec_does_not_start_at_a_descriptor_either() {
+    let case = Case::new(&["sleep", "100"]);
+    case.detached(&["run", "-d", &case.id]).ok();
+    for fd in 3..20 {
+        let cwd = format!("/proc/self/fd/{fd}");
+        let done = case.cmd(&["exec", "--cwd", &cwd, &case.id, "pwd"]);
+        // runc 1.1 of Debian refuses them as well.
+        assert_eq!(done.code, 255, "{fd}: {done:?}");
+    }
+    case.cmd(&["delete", "--force", &case.id]).ok();
+    case.end();
+}
+
+#[test]
+fn a_process_of_the_container_cannot_write_to_what_enters_it() {
+    // Whoever turns up in the container's /proc is tried, while execs come in one by one.
+    let script = "while :; do for p in /proc/[0-9]*; do \
+        case $(readlink $p/exe) in /bin/busybox|'') ;; *) (echo overwritten >$p/exe) 2>/dev/null && echo $p;; esac; \
+        done; done";
+    let case = Case::sh(script).with(|spec| {
+        let caps = json!(["CAP_SYS_PTRACE", "CAP_DAC_OVERRIDE"]);
+        spec["process"]["capabilities"] = json!({"bounding": caps, "effective": caps, "permitted": caps});
+    });
+    let before = std::fs::read(&case.runtime).ok();
+    case.detached(&["run", "-d", &case.id]).ok();
+    for _ in 0..30 {
+        case.cmd(&["exec", &case.id, "true"]).ok();
+        case.cmd(&["exec", &case.id, "/proc/self/exe", "--version"]);
+    }
+    if let Some(before) = before {
+        assert!(std::fs::read(&case.runtime).unwrap() == before, "the program was written to");
+    }
+    assert_eq!(std::fs::read_to_string(case.bundle.path().join("out")).unwrap(), "", "a write has gone through");
+    case.cmd(&["delete", "--force", &case.id]).ok();
+    case.end();
+}
+
+#[test]
+fn a_fake_proc_takes_no_sysctl_and_no_label() {
+    if !is_skiff() {
+        return;
+    }
+    // Without a mount on /proc the image's own directory stands there, with files that would swallow every write.
+    for mounted in [false, true] {
+        let case = Case::new(&["true"]);
+        let fake = if mounted { case.bundle.path().join("fake") } else { case.bundle.rootfs().join("proc") };
+        for file in ["sys/net/ipv4/ip_forward", "thread-self/attr/exec", "self/attr/exec", "self/oom_score_adj"] {
+            let path = fake.join(file);
+            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+            std::fs::write(path, "untouched").unwrap();
+        }
+        let case = case.with(|spec| {
+            let mounts = spec["mounts"].as_array_mut().unwrap();
+            mounts.retain(|mount| mount["destination"] != "/proc");
+            if mounted {
+                mounts
+                    .push(json!({"destination": "/elsewhere", "type": "bind", "source": "fake", "options": ["bind"]}));
+            }
+            spec["root"]["readonly"] = json!(false);
+            spec["linux"]["maskedPaths"] = json!([]);
+            spec["linux"]["readonlyPaths"] = json!([]);
+            spec["linux"]["sysctl"] = json!({"net.ipv4.ip_forward": "1"});
+            spec["process"]["oomScoreAdj"] = json!(100);
+        });
+        if mounted {
+            symlink("elsewhere", case.bundle.rootfs().join("link")).unwrap();
+        }
+        case.run().ok();
+        // The label is refused for want of the module, by the kernel's own procfs, and not by the image's files.
+        let case = case.with(|spec| spec["process"]["selinuxLabel"] = json!("a:b:c:d"));
+        if !Path::new("/sys/fs/selinux/enforce").exists() {
+            case.run().failed();
+        }
+        for file in ["sys/net/ipv4/ip_forward", "thread-self/attr/exec", "self/attr/exec", "self/oom_score_adj"] {
+            assert_eq!(std::fs::read_to_string(fake.join(file)).unwrap(), "untouched", "{file}");
+        }
+        case.end();
+    }
+}
+
+#[test]
+fn capabilities_of_the_caller_are_not_inherited() {
+    let case = Case::new(&["grep", "-E", "CapInh|CapPrm|CapEff|CapAmb", "/proc/self/status"]);
+    let mut caller = std::process::Command::new("setpriv");
+    caller.args(["--inh-caps", "+net_raw,+sys_admin", "--ambient-caps", "+net_raw,+sys_admin"]);
+    caller.arg(which(&case.runtime)).args(["run", &case.id]).current_dir(case.bundle.path());
+    let out = skiff_test_support::run(&mut caller, "").ok().out;
+    for line in out.lines() {
+        let (name, bits) = line.split_once(":\t").unwrap();
+        let bits = u64::from_str_radix(bits, 16).unwrap();
+        let allowed = if name == "CapInh" || name == "CapAmb" { 0 } else { 1 << 5 | 1 << 10 | 1 << 29 };
+        assert_eq!(bits & !allowed, 0, "{line}");
+    }
+    case.end();
+}
+
+/// A program by the path that setpriv(1) takes.
+fn which(program: &Path) -> std::path::PathBuf {
+    let dirs = std::env::var_os("PATH").unwrap_or_default();
+    let found = std::env::split_paths(&dirs).map(|dir| dir.join(program)).find(|path| path.is_file());
+    found.unwrap_or_else(|| program.to_path_buf())
+}
+
+#[test]
+fn users_of_exec_are_numbers_to_the_last_character() {
+    let case = Case::new(&["sleep", "100"]);
+    case.detached(&["run", "-d", &case.id]).ok();
+    for user in
+        ["root", "", "1x", "1:", ":1", "-1", "+1", "0x0", " 1", "1:2:3", "4294967295", "4294967296", "99999999999"]
+    {
+        let done = case.cmd(&["exec", "--user", user, &case.id, "id", "-u"]);
+        if is_skiff() {
+            assert!(done.code == 255 && done.err.contains("--user: "), "{user:?}: {done:?}");
+        }
+        assert_ne!((done.code, done.out.as_str()), (0, "0\n"), "{user:?} is not root");
+    }
+    case.cmd(&["delete", "--force", &case.id]).ok();
+    case.end();
+}
+
+#[test]
+fn a_passwd_without_end_is_read_to_its_limit() {
+    if !is_skiff() {
+        return;
+    }
+    // Of busybox's programs some read these files as a whole themselves.
+    let case = Case::sh("echo $HOME; grep Groups: /proc/self/status").with(|spec| {
+        spec["process"]["user"] = json!({"uid": 77, "gid": 77, "additionalGids": [5]});
+    });
+    for name in ["passwd", "group"] {
+        // A hole of eight GiB.
+        let file = std::fs::File::create(case.bundle.rootfs().join("etc").join(name)).unwrap();
+        file.set_len(8 << 30).unwrap();
+    }
+    // The limit of memory is one that a file read as a whole would not fit in.
+    let case = case.with(|spec| spec["linux"]["resources"]["memory"] = json!({"limit": 64 << 20}));
+    assert_eq!(case.run().ok().out, "/\nGroups:\t5 \n");
+    case.end();
+}
+
+#[test]
+fn a_masked_path_that_is_swapped_hides_nothing_of_the_host() {
+    use std::sync::atomic::{AtomicBool, Ordering};
+    let host = Host::new();
+    let outside = host.path().display().to_string();
+    let case = Case::new(&["true"]).with(|spec| {
+        spec["root"]["readonly"] = json!(false);
+        spec["linux"]["maskedPaths"] = json!(["/swap/secret", "/swap"]);
+        spec["linux"]["readonlyPaths"] = json!(["/swap/open"]);
+    });
+    let rootfs = case.bundle.rootfs();
+    for name in ["secret", "open"] {
+        std::fs::create_dir_all(rootfs.join("swap").join(name)).unwrap();
+    }
+    symlink(&outside, rootfs.join("other")).unwrap();
+    let stop = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            while !stop.load(Ordering::Relaxed) {
+                skiff_test_support::exchange(&rootfs.join("swap"), &rootfs.join("other"));
+            }
+        });
+        for _ in 0..40 {
+            case.run();
+            host.untouched();
+        }
+        stop.store(true, Ordering::Relaxed);
+    });
+    case.end();
+}
+
+#[test]
+fn a_pty_that_the_image_has_is_not_the_console() {
+    if !is_skiff() {
+        return;
+    }
+    // The image's /dev/pts/0 leads to a file of the host, and its ptmx is another device.
+    for devpts in [true, false] {
+        let host = Host::new();
+        let case = Case::sh("echo to-the-console").with(|spec| {
+            without_dev_mounts(spec);
+            spec["process"]["terminal"] = json!(true);
+            if devpts {
+                let devpts = json!({"destination": "/dev/pts", "type": "devpts", "source": "devpts",
+                    "options": ["newinstance", "ptmxmode=0666", "mode=0620"]});
+                spec["mounts"].as_array_mut().unwrap().push(devpts);
+            }
+        });
+        let pts = case.bundle.rootfs().join("dev/pts");
+        std::fs::create_dir_all(&pts).unwrap();
+        symlink(host.path().join("precious"), pts.join("0")).unwrap();
+        std::fs::write(pts.join("ptmx"), "").unwrap();
+        let socket = case.bundle.path().join("console.sock");
+        let _listener = std::os::unix::net::UnixListener::bind(&socket).unwrap();
+        let done = case.detached(&["run", "-d", "--console-socket", socket.to_str().unwrap(), &case.id]);
+        assert_eq!(done.code == 0, devpts, "a terminal comes from a devpts alone: {done:?}");
+        case.cmd(&["delete", "--force", &case.id]);
+        host.untouched();
+        case.end();
+    }
+}
