@@ -36,9 +36,7 @@ pub fn plan(spec: &Spec) -> Result<Option<Rdt>> {
         }
         schemata.push(line.clone());
     }
-    // The two older words for it, of before runtime spec 1.3.
-    let monitored = [rdt.enable_monitoring(), rdt.enable_cmt(), rdt.enable_mbm()].contains(&&Some(true));
-    Ok(Some(Rdt { named, schemata, monitored }))
+    Ok(Some(Rdt { named, schemata, monitored: rdt.enable_monitoring() == &Some(true) }))
 }
 
 /// The lines of the two schemas: what the cache's has about memory bandwidth gives way to the other's (runtime spec,
@@ -72,10 +70,10 @@ mod tests {
         .unwrap();
         assert_eq!(rdt.schemata, ["L3:0=f", "MB:0=20", "L2:0=3"]);
         assert_eq!((rdt.named.as_deref(), rdt.monitored), (Some("gold"), true));
-        let rdt = planned(r#"{"l3CacheSchema":"L3:0=f\nMB:0=10","enableCMT":false}"#).unwrap().unwrap();
+        let rdt = planned(r#"{"l3CacheSchema":"L3:0=f\nMB:0=10","enableMonitoring":false}"#).unwrap().unwrap();
         assert_eq!((rdt.schemata, rdt.named, rdt.monitored), (vec!["L3:0=f".into(), "MB:0=10".into()], None, false));
         assert_eq!(planned(r#"{"closID":"/"}"#).unwrap().unwrap().named.as_deref(), Some("/"));
-        assert!(planned(r#"{"closID":"","enableMBM":true}"#).unwrap().unwrap().monitored);
+        assert_eq!(planned(r#"{"closID":""}"#).unwrap().unwrap().named, None);
     }
 
     #[test]

@@ -214,18 +214,6 @@ fn faults() -> Vec<Fault> {
             ("process.cwd", "process", "ENOTDIR", "/etc/passwd", "it is not a directory"),
         ),
         fault(
-            "a working directory that the user may not enter",
-            |case| {
-                std::fs::set_permissions(case.bundle.rootfs().join("root"), PermissionsExt::from_mode(0o700)).unwrap();
-            },
-            |spec| {
-                spec["process"]["cwd"] = json!("/root");
-                spec["process"]["user"] = json!({"uid": 5, "gid": 5});
-                spec["process"]["capabilities"] = json!({});
-            },
-            ("process.cwd", "process", "EACCES", "/root", "uid 5 may not enter it"),
-        ),
-        fault(
             "a limit that is none",
             NOTHING,
             |spec| spec["process"]["rlimits"] = json!([{"type": "RLIMIT_NOFILE", "soft": 9, "hard": 8}]),
