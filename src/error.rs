@@ -44,8 +44,8 @@ pub struct Error {
     errno: Option<i32>,
     field: Option<String>,
     step: Option<&'static str>,
-    object: Option<String>,
-    hint: Option<String>,
+    object: Option<Box<str>>,
+    hint: Option<Box<str>>,
 }
 
 impl Error {
@@ -106,7 +106,7 @@ impl Error {
 
     /// The same error, about this path, program or name.
     pub fn of_object(mut self, object: impl Into<String>) -> Self {
-        self.object = Some(object.into());
+        self.object = Some(object.into().into());
         self
     }
 
@@ -114,7 +114,7 @@ impl Error {
     pub fn with_hint(mut self, hint: impl Into<String>) -> Self {
         let hint = hint.into();
         self.text = format!("{}; {hint}", self.text);
-        self.hint = Some(hint);
+        self.hint = Some(hint.into());
         self
     }
 

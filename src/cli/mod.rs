@@ -290,7 +290,8 @@ fn write_pid_file(path: &std::path::Path, pid: i32) -> Result<()> {
     write().map_err(fail)
 }
 
-/// Descriptors that socket activation passes on (sd_listen_fds(3)).
+/// Descriptors that socket activation passes on to this process (sd_listen_fds(3)).
 fn listen_fds() -> u32 {
-    std::env::var("LISTEN_FDS").ok().and_then(|n| n.parse().ok()).unwrap_or(0)
+    let number = |name| std::env::var(name).ok().and_then(|n| n.parse().ok());
+    if number("LISTEN_PID") == Some(std::process::id()) { number("LISTEN_FDS").unwrap_or(0) } else { 0 }
 }

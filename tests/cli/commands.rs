@@ -482,7 +482,8 @@ fn lists_have_runcs_formats() {
     let root = root.path().to_str().unwrap();
     assert_eq!(case.cmd(&["--root", root, "list", "-f", "json"]).ok().out, "null\n");
     assert_eq!(case.cmd(&["--root", root, "list", "-q"]).ok().out, "");
-    case.cmd(&["--root", "/no/such/root", "list"]).failed();
+    // runc means to refuse it, too.
+    assert!(!is_skiff() || case.cmd(&["--root", "/no/such/root", "list"]).code == 1);
     let ids = case.cmd(&["list", "--quiet"]).ok().out;
     assert!(ids.lines().any(|id| id == case.id), "{ids}");
     let rows: Vec<Value> = serde_json::from_str(&case.cmd(&["list", "--format", "json"]).ok().out).unwrap();
@@ -522,7 +523,9 @@ fn descriptors_are_passed_on_when_asked() {
     };
     let out = with("--preserve-fds 1", "").ok().out;
     assert!(out.starts_with("third\n") && out.ends_with("LISTEN_FDS= LISTEN_PID=\n"), "{out}");
-    let out = with("", "export LISTEN_FDS=1;").ok().out;
+    let out = with("", "export LISTEN_FDS=1 LISTEN_PID=1;").ok().out;
+    assert!(out.ends_with("LISTEN_FDS= LISTEN_PID=\n"), "they are for another process: {out}");
+    let out = with("", "export LISTEN_FDS=1 LISTEN_PID=$$;").ok().out;
     assert!(out.starts_with("third\n") && out.ends_with("LISTEN_FDS=1 LISTEN_PID=1\n"), "{out}");
     let done = with("--preserve-fds 200", "").failed();
     assert!(done.err.contains("preserved-fd ") && done.err.contains("(of 200)"), "{done:?}");
@@ -560,8 +563,11 @@ fn every_process_is_signalled_with_all() {
     case.cmd(&["kill", "--all", &case.id, "KILL"]).ok();
     eventually("none is", || case.status() == "stopped");
     case.cmd(&["kill", "--all", &case.id, "KILL"]).ok();
-    let done = case.cmd(&["kill", &case.id, "KILL"]).failed();
-    assert!(done.err.contains("container not running"), "{}", done.err);
+    // Since 1.2 runc takes a KILL for one of all where the pid namespace is shared.
+    if is_skiff() || !super::since(2) {
+        let done = case.cmd(&["kill", &case.id, "KILL"]).failed();
+        assert!(done.err.contains("container not running"), "{}", done.err);
+    }
     remove(case);
 }
 

@@ -64,10 +64,13 @@ fn every_namespace_is_joined_by_its_path() {
         });
         let out = case.run().ok().out;
         for (at, file) in ["mnt", "pid", "net", "ipc", "uts", "cgroup", "user", "time"].iter().enumerate() {
+            if *file == "time" && !since(2) {
+                continue;
+            }
             let of_holder = std::fs::read_link(format!("/proc/{pid}/ns/{file}")).unwrap_or_default();
             let same = out.lines().nth(at) == of_holder.to_str();
-            let joined = *file != "mnt" && (*file != "time" || since(2));
-            assert_eq!(same, joined || *file == "user" && !user, "{file} of {out}");
+            // Without a user namespace both are in that of the host.
+            assert_eq!(same, *file != "mnt", "{file} of {out}");
         }
         case.end();
         holder.cmd(&["delete", "--force", &holder.id]).ok();

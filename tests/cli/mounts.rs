@@ -95,6 +95,10 @@ fn recursive_options_reach_what_is_below() {
         (&["rbind", "ratime"], "relatime", "noatime"),
         (&["rbind", "rnorelatime", "rnostrictatime"], "relatime", "noatime"),
     ] {
+        // Of these, and of two that contradict each other, runc makes what it should since 1.2 and later.
+        if !is_skiff() && given.iter().any(|o| o.contains("atime") || *o == "rrw" || *o == "rnosymfollow") {
+            continue;
+        }
         run(Command::new("mount").args(["-t", "tmpfs", "skiff-tree", &sub]), "").ok();
         let case = Case::sh("cat /proc/self/mountinfo").with(|spec| {
             add(spec, json!({"destination": "/mnt", "type": "bind", "source": dir.path(), "options": given}));
@@ -104,12 +108,8 @@ fn recursive_options_reach_what_is_below() {
         let out = done.ok().out;
         for at in ["/mnt", "/mnt/sub"] {
             let (own, ..) = options(&out, at);
-            // Of these, and of two that contradict each other, runc makes what it should since 1.2 and later.
-            let known = is_skiff() || !given.iter().any(|o| o.contains("atime") || *o == "rrw");
-            assert!(
-                !known || own.iter().any(|o| o == has) && !own.iter().any(|o| o == has_not),
-                "{given:?} {at}: {own:?}"
-            );
+            let right = own.iter().any(|o| o == has) && !own.iter().any(|o| o == has_not);
+            assert!(right, "{given:?} {at}: {own:?}");
         }
         case.end();
     }

@@ -424,7 +424,8 @@ fn users_of_exec_are_numbers_to_the_last_character() {
         if is_skiff() {
             assert!(done.code == 255 && done.err.contains("--user: "), "{user:?}: {done:?}");
         }
-        assert_ne!((done.code, done.out.as_str()), (0, "0\n"), "{user:?} is not root");
+        // To runc an empty one is none.
+        assert!(user.is_empty() || done.code != 0 || done.out != "0\n", "{user:?} is not root");
     }
     case.cmd(&["delete", "--force", &case.id]).ok();
     case.end();
