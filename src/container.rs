@@ -360,9 +360,8 @@ fn prepare(request: Create, spec: &Spec) -> Result<Prepared> {
     state.skiff.config.clone_from(&request.config);
     if let Some(rdt) = &plan.rdt {
         let group = made.rdt.insert(Group::make(rdt, &request.id)?);
-        let text = |path: &Path| path.display().to_string();
-        state.intel_rdt_path = text(group.path());
-        state.intel_rdt_mon_path = group.monitor_path().map(text).unwrap_or_default();
+        state.intel_rdt_path = group.path().display().to_string();
+        state.intel_rdt_mon_path = group.monitor_path().map(|path| path.display().to_string()).unwrap_or_default();
         state.skiff.rdt = Some(group.clone());
     }
     state.skiff.mounts_before = made.host_mounts.as_ref().map(|(_, before)| before.clone());
