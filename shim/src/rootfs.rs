@@ -153,7 +153,10 @@ fn mount_one(rootfs: &Path, one: &Mount) -> Result<()> {
         ("", "") => None,
         (uids, gids) => Some(idmap::user_namespace(uids, gids).map_err(|err| err.context(&what))?),
     };
-    let hint = |errno| Error::sys(format!("{what}: map ids{}", idmap::hint(errno)), errno);
+    let hint = |errno| {
+        let err = Error::sys(format!("{what}: map ids"), errno);
+        idmap::hint(errno).into_iter().fold(err, Error::with_hint)
+    };
     if one.type_ == "overlay" && (mapped.is_some() || data.len() >= page_size()) {
         let layers = Layers::below(rootfs.with_file_name("layers"));
         overlay(&target, &parsed, flags, mapped.as_ref(), layers).map_err(if mapped.is_some() {

@@ -104,8 +104,7 @@ fn processors_have_their_files() {
         written(json!({"cpu": {"quota": -1, "period": 50_000}}), &[("", "cpu.max", "max 50000")]);
     }
     if is_skiff() {
-        let file = if is_v1() { "cpu.idle" } else { "cpu.idle" };
-        written(json!({"cpu": {"idle": 1}}), &[("cpu", file, "1")]);
+        written(json!({"cpu": {"idle": 1}}), &[("cpu", "cpu.idle", "1")]);
         let burst = if is_v1() { "cpu.cfs_burst_us" } else { "cpu.max.burst" };
         written(json!({"cpu": {"quota": 20_000, "period": 40_000, "burst": 10_000}}), &[("cpu", burst, "10000")]);
     }

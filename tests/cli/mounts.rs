@@ -29,7 +29,8 @@ fn add(spec: &mut Value, mount: Value) {
 #[test]
 fn every_option_of_a_new_file_system_has_its_effect() {
     // The option, what the mount then has, what it has not, and what its superblock has.
-    let cases: [(&[&str], &[&str], &[&str], &[&str]); 22] = [
+    type Words = &'static [&'static str];
+    let cases: [(Words, Words, Words, Words); 22] = [
         (&["ro"], &["ro"], &["rw"], &[]),
         (&["ro", "rw"], &["rw"], &["ro"], &["rw"]),
         (&["nosuid"], &["nosuid"], &[], &[]),
