@@ -1,6 +1,9 @@
 //! The verbs: create, start, exec, kill, pause, resume, update, ps, delete. Does not live here: how (launch, child, cgroup).
 
 mod checkpoint;
+mod create;
+mod exec;
+mod update;
 
 use std::collections::BTreeMap;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -8,21 +11,23 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
-use oci_spec::runtime::{Hook, Hooks, LinuxNamespaceType as Namespace, LinuxResources, Process as ProcessSpec, Spec};
+use oci_spec::runtime::{Hook, LinuxResources};
 
 pub use checkpoint::{Restoring, restore};
+pub use create::{Create, Created, Creating, NOTIFY, create};
+pub use exec::{Exec, Execed, Execing, Tree};
+use update::merge;
 
-use crate::cgroup::systemd::{self, Unit};
+use crate::cgroup::systemd::Unit;
 use crate::cgroup::{Cgroup, OomWatch, Stats};
 use crate::error::{CONTAINER_DOES_NOT_EXIST, CONTAINER_NOT_RUNNING};
 use crate::hooks::{self, Running};
 use crate::host::Cgroups;
-use crate::launch::{self, Channel, Pending, Process, chore, describe, exec, init, seccomp};
-use crate::plan::{self, Plan, Request};
+use crate::launch::{self, Channel, Pending, describe};
+use crate::plan;
 use crate::rdt::Group;
-use crate::state::{Config, Dir, Own, State, check_id, ids, proc_stat};
+use crate::state::{Dir, State, ids, proc_stat};
 use crate::sys::clone::pidfd_open;
-use crate::trace::{Trace, Track};
 use crate::{Error, Kind, Result};
 
 /// The version of the runtime spec that skiff implements, in the states that it prints.
@@ -48,151 +53,6 @@ pub enum Gate {
     Socket,
 }
 
-/// A create request.
-#[derive(Debug)]
-pub struct Create {
-    /// Container id.
-    pub id: String,
-    /// Directory of the bundle; relative paths of the spec start here.
-    pub bundle: PathBuf,
-    /// The file that the spec was read from, in the bundle's directory or absolute; None is `config.json`.
-    pub config: Option<PathBuf>,
-    /// State root; the container's state directory is `root/id`.
-    pub root: PathBuf,
-    /// The process's standard streams.
-    pub stdio: Stdio,
-    /// How it will be started.
-    pub gate: Gate,
-    /// cgroupsPath is `slice:prefix:name`, made through systemd.
-    pub systemd_cgroup: bool,
-    /// MS_MOVE and chroot instead of pivot_root.
-    pub no_pivot: bool,
-    /// Keep the caller's session keyring.
-    pub no_new_keyring: bool,
-    /// Pass fds 3..3+n of the caller on.
-    pub preserve_fds: u32,
-    /// The caller may lack the rights of a real root: see [`crate::host::rootless`].
-    pub rootless: bool,
-    /// Where the steps are marked as they happen.
-    pub trace: Option<Trace>,
-    /// Make the directory [`NOTIFY`] in the state directory, which the spec's mounts name.
-    pub notify: bool,
-    /// It is there to hold namespaces: instead of a program the init is a copy of the caller that waits, reaps, and ends
-    /// at SIGTERM. A process with a label, which comes with a program alone, runs its program still.
-    pub pause: bool,
-}
-
-/// The directory below the state directory that holds the socket for sd_notify(3).
-pub const NOTIFY: &str = "notify";
-
-/// A birth under way; ends in a created container whose init waits at the gate. Dropped before that, everything that
-/// it had made is taken back.
-#[derive(Debug)]
-pub struct Creating(Option<Stage>);
-
-#[derive(Debug)]
-enum Stage {
-    /// systemd makes the unit.
-    Unit(Box<Prepared>, chore::Held),
-    /// The init is on its way to its gate.
-    Birth(Box<Underway>),
-    /// It has failed, and its init is on its way out.
-    Dying(Box<Underway>, Process, Error),
-    /// What it had made is being taken back.
-    Undo(chore::Chore, Error),
-}
-
-/// A create whose cgroup is still to be made.
-#[derive(Debug)]
-struct Prepared {
-    made: Made,
-    state: State,
-    plan: Plan,
-    gate: Gate,
-    stdio: Option<[OwnedFd; 3]>,
-    preserve_fds: u32,
-    trace: Option<Trace>,
-}
-
-#[derive(Debug)]
-struct Underway {
-    birth: init::Birth,
-    made: Made,
-    state: State,
-    gate: Gate,
-    trace: Option<Trace>,
-}
-
-/// What a create leaves in the file system. Dropped, it is removed.
-#[derive(Debug)]
-struct Made {
-    dir: Dir,
-    cgroup: Option<Cgroup>,
-    unit: Option<Unit>,
-    rdt: Option<Group>,
-    /// Without a mount namespace: the rootfs, and what was mounted below it before.
-    host_mounts: Option<(PathBuf, Vec<PathBuf>)>,
-    keep: bool,
-}
-
-impl Made {
-    /// Has a child take it back: mounts and cgroups take their time.
-    fn undo(mut self) -> Result<chore::Chore> {
-        let undone = chore::start(|| {
-            // Its descriptors have not come along.
-            let cgroup = self.cgroup.as_ref().map(|cgroup| Cgroup::open(cgroup.paths())).transpose()?;
-            self.remove(cgroup.as_ref());
-            self.unit.as_ref().map_or(Ok(()), Unit::stop)?;
-            self.dir.remove()
-        })?;
-        self.keep = true;
-        Ok(undone)
-    }
-
-    fn remove(&self, cgroup: Option<&Cgroup>) {
-        if let Some((rootfs, before)) = &self.host_mounts {
-            unmount_below(rootfs, before);
-        }
-        if let Some(cgroup) = cgroup
-            && let Err(err) = cgroup.kill(libc::SIGKILL).and_then(|()| cgroup.remove())
-        {
-            log::warn!("undo create: {err}");
-        }
-    }
-}
-
-impl Drop for Made {
-    fn drop(&mut self) {
-        if self.keep {
-            return;
-        }
-        self.remove(self.cgroup.as_ref());
-        // systemd may take its time, and the caller has others to look after.
-        if let Some(unit) = self.unit.take()
-            && let Err(err) = chore::start(move || unit.stop())
-        {
-            log::warn!("undo create: {err}");
-        }
-        if let Some(Err(err)) = self.rdt.as_ref().map(Group::remove) {
-            log::warn!("undo create: {err}");
-        }
-        if let Err(err) = self.dir.remove() {
-            log::warn!("undo create: {err}");
-        }
-    }
-}
-
-/// A created container.
-#[derive(Debug)]
-pub struct Created {
-    /// The container.
-    pub container: Container,
-    /// Its init process.
-    pub init: Process,
-    /// The pty master if the process has a terminal.
-    pub console: Option<OwnedFd>,
-}
-
 /// A start under way; ends when the user's program runs and the poststart hooks have run.
 #[derive(Debug)]
 pub struct Starting {
@@ -203,67 +63,6 @@ pub struct Starting {
     program: String,
     dir: Dir,
     pid: i32,
-}
-
-/// An exec request.
-#[derive(Debug)]
-pub struct Exec {
-    /// The process to run; nothing is taken from the bundle.
-    pub process: ProcessSpec,
-    /// Its standard streams.
-    pub stdio: Stdio,
-    /// Pass fds 3..3+n of the caller on.
-    pub preserve_fds: u32,
-    /// `controller[,controller]:path`, or one `path` for all, below the container's cgroup.
-    pub cgroups: Vec<String>,
-    /// Run although the container is paused.
-    pub ignore_paused: bool,
-    /// A cgroup of its own, so that its process tree can be killed as a whole ([`Container::tree`]); otherwise it runs
-    /// in the container's.
-    pub tree: Option<Tree>,
-}
-
-/// An exec under way; ends when the user's program runs.
-#[derive(Debug)]
-pub struct Execing {
-    birth: exec::Birth,
-    tree: Option<Tree>,
-}
-
-/// The cgroup of an exec process and its descendants: a part of its container's. Dropped, it is killed and removed.
-#[derive(Debug)]
-pub struct Tree(Cgroup);
-
-impl Tree {
-    /// Kills what is left in it.
-    pub fn kill(&self) -> Result<()> {
-        self.0.kill(libc::SIGKILL)
-    }
-
-    /// True when nothing is left in it; it is removed then.
-    pub fn remove_if_empty(&self) -> bool {
-        self.0.remove_if_empty()
-    }
-}
-
-impl Drop for Tree {
-    fn drop(&mut self) {
-        if !self.0.remove_if_empty() {
-            let _ = self.0.kill(libc::SIGKILL);
-            self.0.remove_if_empty();
-        }
-    }
-}
-
-/// A running exec process.
-#[derive(Debug)]
-pub struct Execed {
-    /// The process.
-    pub process: Process,
-    /// The pty master if it has a terminal.
-    pub console: Option<OwnedFd>,
-    /// Its cgroup, if it has one of its own.
-    pub tree: Option<Tree>,
 }
 
 /// Status as `runc state` prints it.
@@ -305,176 +104,6 @@ pub struct Container {
     init: Option<OwnedFd>,
 }
 
-/// Begins a create: plans, reserves the state directory, makes the cgroup, clones.
-pub fn create(request: Create, spec: &Spec) -> Result<Creating> {
-    let prepared = prepare(request, spec)?;
-    match prepared.unit()? {
-        None => prepared.begin().map(|birth| Creating(Some(Stage::Birth(birth)))),
-        Some(held) => Ok(Creating(Some(Stage::Unit(Box::new(prepared), held)))),
-    }
-}
-
-/// Plans a create and reserves the state directory.
-fn prepare(request: Create, spec: &Spec) -> Result<Prepared> {
-    check_id(&request.id)?;
-    let mark = |step| request.trace.iter().for_each(|trace| trace.mark(Track::Parent, step));
-    mark("plan");
-    let bundle = absolute(&request.bundle)?;
-    let mut plan = plan::build(
-        &Request {
-            id: &request.id,
-            bundle: &bundle,
-            terminal: matches!(request.stdio, Stdio::Terminal),
-            systemd_cgroup: request.systemd_cgroup,
-            no_pivot: request.no_pivot,
-            no_new_keyring: request.no_new_keyring,
-            rootless: request.rootless,
-        },
-        spec,
-        &Cgroups::read()?,
-    )?;
-    let labelled = plan.process.apparmor.is_some() || plan.process.selinux.is_some();
-    plan.process.pause = (request.pause && !labelled).then(|| request.id.clone());
-    check_preserved(request.preserve_fds)?;
-    mark("compile seccomp");
-    let filter = plan.seccomp.as_ref().map(seccomp::compile).transpose()?;
-    mark("make the state directory");
-    let mut made = Made {
-        dir: Dir::reserve(&request.root, &request.id)?,
-        cgroup: None,
-        unit: None,
-        rdt: None,
-        host_mounts: None,
-        keep: false,
-    };
-    if request.notify {
-        let dir = made.dir.path().join(NOTIFY);
-        std::fs::create_dir(&dir).map_err(|e| Error::io(format!("make {:?}", dir.display().to_string()), &e))?;
-    }
-    if !plan.rootfs.mount_namespace {
-        let rootfs = plan_rootfs(&plan);
-        let before = mounts_below(&rootfs);
-        made.host_mounts = Some((rootfs, before));
-    }
-    let mut state = new_state(&request.id, &bundle, spec, &plan, filter);
-    state.skiff.config.clone_from(&request.config);
-    if let Some(rdt) = &plan.rdt {
-        let group = made.rdt.insert(Group::make(rdt, &request.id)?);
-        state.intel_rdt_path = group.path().display().to_string();
-        state.intel_rdt_mon_path = group.monitor_path().map(|path| path.display().to_string()).unwrap_or_default();
-        state.skiff.rdt = Some(group.clone());
-    }
-    state.skiff.mounts_before = made.host_mounts.as_ref().map(|(_, before)| before.clone());
-    Ok(Prepared {
-        made,
-        state,
-        plan,
-        gate: request.gate,
-        stdio: match request.stdio {
-            Stdio::Fds(fds) => Some(fds),
-            Stdio::Inherit | Stdio::Terminal => None,
-        },
-        preserve_fds: request.preserve_fds,
-        trace: request.trace.clone(),
-    })
-}
-
-/// The cgroup that systemd has put a process into, of `/proc/PID/cgroup`.
-fn own_cgroup(text: &str) -> Option<&str> {
-    let of = |prefix: &str| text.lines().find_map(|line| line.split_once(':')?.1.strip_prefix(prefix));
-    of("name=systemd:").or_else(|| of(":"))
-}
-
-impl Prepared {
-    /// Has systemd start the unit, if the cgroup is to be one.
-    fn unit(&self) -> Result<Option<chore::Held>> {
-        let Some(scope) = self.plan.cgroup.scope.clone() else { return Ok(None) };
-        let devices = self.plan.cgroup.devices.clone();
-        self.trace.iter().for_each(|trace| trace.mark(Track::Parent, "start the unit of systemd"));
-        // systemd makes no unit without a process, and the init, which is cloned into it, is not there yet.
-        let held = chore::hold(move || {
-            systemd::start(&scope, devices.as_deref(), std::process::id())?;
-            match std::fs::read_to_string("/proc/self/cgroup") {
-                _ if scope.unit.ends_with(".slice") => Ok(String::new()),
-                Ok(text) => Ok(own_cgroup(&text).unwrap_or_default().to_string()),
-                Err(err) => Err(Error::io("read \"/proc/self/cgroup\"", &err)),
-            }
-        })?;
-        Ok(Some(held))
-    }
-
-    /// The unit is there, with its cgroup at `path`.
-    fn started(&mut self, path: &str) -> Result<()> {
-        self.made.unit.clone_from(&self.state.skiff.unit);
-        self.at(path)
-    }
-
-    /// Where systemd has put the unit: a user's systemd, or one in a container, has its units below its own cgroup.
-    fn at(&mut self, path: &str) -> Result<()> {
-        let Some(scope) = &self.plan.cgroup.scope else { return Ok(()) };
-        if path.is_empty() {
-            return Ok(());
-        }
-        let path = Path::new(path);
-        if path.file_name() != Some(std::ffi::OsStr::new(&scope.unit)) {
-            let text = format!("start unit {:?} of systemd: its process is in cgroup {path:?}", scope.unit);
-            return Err(Error::new(Kind::System, text));
-        }
-        for dir in &mut self.plan.cgroup.dirs {
-            dir.path = path.strip_prefix("/").unwrap_or(path).to_path_buf();
-        }
-        Ok(())
-    }
-
-    /// Makes the cgroup and clones the init.
-    fn begin(mut self) -> Result<Box<Underway>> {
-        let trace = self.trace.clone();
-        let mark = |step| trace.iter().for_each(|trace| trace.mark(Track::Parent, step));
-        mark("make the cgroup");
-        let cgroup = if init::makes_own_namespaces(&self.plan).is_some() {
-            self.made.cgroup.insert(Cgroup::begin(&self.plan.cgroup)?)
-        } else {
-            let cgroup = Cgroup::create(&self.plan.cgroup)?.with(self.state.skiff.rdt_doors());
-            let cgroup = self.made.cgroup.insert(cgroup);
-            mark("set the device policy");
-            cgroup.set_devices(&self.plan.cgroup)?;
-            cgroup
-        };
-        mark("clone the init");
-        let gate = match self.gate {
-            Gate::Fifo => Some(self.made.dir.make_gate()?),
-            Gate::Socket => {
-                self.made.dir.mark_gate()?;
-                None
-            }
-        };
-        let birth = init::begin(init::Begin {
-            filter: self.state.skiff.seccomp.as_ref(),
-            cgroup,
-            stdio: self.stdio,
-            preserve_fds: self.preserve_fds,
-            gate,
-            state: hook_state(&self.state),
-            trace: self.trace.clone(),
-            plan: self.plan,
-        })?;
-        self.state.cgroup_paths = self.made.cgroup.as_ref().map(|cgroup| cgroup.paths().clone()).unwrap_or_default();
-        mark("wait for the init");
-        Ok(Box::new(Underway { birth, made: self.made, state: self.state, gate: self.gate, trace: self.trace }))
-    }
-}
-
-fn resources(spec: &Spec) -> LinuxResources {
-    let mut resources = spec.linux().as_ref().and_then(|linux| linux.resources().clone()).unwrap_or_default();
-    resources.set_devices(None);
-    resources
-}
-
-fn plan_rootfs(plan: &Plan) -> PathBuf {
-    use std::os::unix::ffi::OsStrExt;
-    PathBuf::from(std::ffi::OsStr::from_bytes(plan.rootfs.path.to_bytes()))
-}
-
 /// Mount points strictly below `rootfs`, in the order of their making.
 fn mounts_below(rootfs: &Path) -> Vec<PathBuf> {
     let rootfs = std::fs::canonicalize(rootfs).unwrap_or_else(|_| rootfs.to_path_buf());
@@ -492,60 +121,12 @@ fn unmount_below(rootfs: &Path, before: &[PathBuf]) {
     }
 }
 
-fn absolute(bundle: &Path) -> Result<PathBuf> {
-    std::fs::canonicalize(bundle).map_err(|e| {
-        let err = Error::io(format!("open bundle {:?}", bundle.display().to_string()), &e);
-        if e.kind() == std::io::ErrorKind::NotFound { err.with_kind(Kind::NotFound) } else { err }
-    })
-}
-
 fn check_preserved(count: u32) -> Result<()> {
     match (0..count).find(|at| !crate::sys::process::is_open(3 + *at as i32)) {
         Some(at) => {
             Err(Error::new(Kind::Invalid, format!("unable to stat preserved-fd {} (of {count}): not open", at + 1)))
         }
         None => Ok(()),
-    }
-}
-
-fn new_state(id: &str, bundle: &Path, spec: &Spec, plan: &Plan, filter: Option<seccomp::Filter>) -> State {
-    let annotations: BTreeMap<String, String> = spec.annotations().clone().unwrap_or_default().into_iter().collect();
-    let mut labels = vec![format!("bundle={}", bundle.display())];
-    labels.extend(annotations.iter().map(|(key, value)| format!("{key}={value}")));
-    let created = time::OffsetDateTime::now_utc();
-    let mut hooks = Hooks::default();
-    hooks.set_poststart(plan.hooks.poststart().clone());
-    hooks.set_poststop(plan.hooks.poststop().clone());
-    State {
-        id: id.to_string(),
-        init_process_pid: 0,
-        init_process_start: 0,
-        created: created.format(&time::format_description::well_known::Rfc3339).unwrap_or_default(),
-        config: Config { rootfs: plan_rootfs(plan), labels },
-        rootless: plan.rootless,
-        cgroup_paths: BTreeMap::new(),
-        namespace_paths: BTreeMap::new(),
-        external_descriptors: Vec::new(),
-        intel_rdt_path: String::new(),
-        intel_rdt_mon_path: String::new(),
-        skiff: Own {
-            bundle: bundle.to_path_buf(),
-            annotations,
-            owner: nix::unistd::getuid().as_raw(),
-            program: plan.process.argv.as_slice()[0].to_string_lossy().into_owned(),
-            namespaces: plan.namespaces.all(),
-            own_pid_namespace: plan.namespaces.makes(Namespace::Pid),
-            unit: plan.cgroup.scope.as_ref().map(|scope| Unit { name: scope.unit.clone(), user: scope.user }),
-            hooks,
-            seccomp: filter,
-            keyring: plan.keyring.is_some(),
-            mounts_before: None,
-            resources: resources(spec),
-            personality: plan.process.personality,
-            memory_policy: plan.process.memory_policy.clone(),
-            config: None,
-            rdt: None,
-        },
     }
 }
 
@@ -564,29 +145,6 @@ fn hook_json(state: &State, pid: i32, status: &str) -> Vec<u8> {
     map.insert("pid".into(), pid.into());
     map.insert("status".into(), status.into());
     serde_json::Value::Object(map).to_string().into_bytes()
-}
-
-impl Underway {
-    fn finish(mut self, born: init::Born) -> Result<Created> {
-        self.trace.iter().for_each(|trace| trace.mark(Track::Parent, "save the state"));
-        if let Err(err) = self.state.has_init(born.process.pid).and_then(|()| self.made.dir.save(&self.state)) {
-            let _ = born.process.kill(libc::SIGKILL);
-            let _ = born.process.wait();
-            return Err(err);
-        }
-        let pidfd = born.process.pidfd.try_clone().map_err(|e| Error::io("hold the init process", &e))?;
-        self.made.keep = true;
-        self.trace.iter().for_each(|trace| trace.end(Track::Parent));
-        let cgroup = self.made.cgroup.take().expect("a create has a cgroup");
-        let container = Container {
-            dir: self.made.dir.clone(),
-            state: self.state,
-            cgroup,
-            gate: (self.gate == Gate::Socket).then_some(born.channel),
-            init: Some(pidfd),
-        };
-        Ok(Created { container, init: born.process, console: born.console })
-    }
 }
 
 impl Container {
@@ -768,7 +326,7 @@ impl Container {
         plan.personality = own.personality;
         plan.memory_policy = own.memory_policy.clone();
         let keyring = own.keyring.then(|| plan::cstring("id", format!("_ses.{}", self.state.id))).transpose()?;
-        exec::begin(exec::Begin {
+        launch::exec::begin(launch::exec::Begin {
             plan,
             filter: own.seccomp.as_ref(),
             cgroup: below.as_ref().unwrap_or(&self.cgroup),
@@ -957,140 +515,9 @@ impl Container {
     }
 }
 
-/// The limits after an update, and what is to be written for it: quota and period of the processor are one setting.
-fn merge(old: &LinuxResources, changes: &LinuxResources) -> Result<(LinuxResources, LinuxResources)> {
-    let json =
-        |resources: &LinuxResources| serde_json::to_value(resources).map_err(|e| Error::invalid("linux.resources", e));
-    let back = |value| serde_json::from_value(value).map_err(|e| Error::invalid("linux.resources", e));
-    let (mut merged, mut writes) = (json(old)?, json(changes)?);
-    overlay(&mut merged, &writes);
-    if let Some(cpu) = writes.get_mut("cpu").and_then(|cpu| cpu.as_object_mut()) {
-        let set = |cpu: &serde_json::Map<String, serde_json::Value>, key: &str| {
-            cpu.get(key).and_then(serde_json::Value::as_i64).is_some_and(|n| n != 0)
-        };
-        for (one, other) in [("quota", "period"), ("period", "quota")] {
-            if set(cpu, one)
-                && !set(cpu, other)
-                && let Some(value) = old_number(old, other)
-            {
-                cpu.insert(other.into(), value);
-            }
-        }
-    }
-    Ok((back(merged)?, back(writes)?))
-}
-
-fn old_number(old: &LinuxResources, key: &str) -> Option<serde_json::Value> {
-    let cpu = old.cpu().as_ref()?;
-    match key {
-        "quota" => cpu.quota().map(Into::into),
-        _ => cpu.period().map(Into::into),
-    }
-}
-
-/// Puts the fields of `over` into `under`, objects field by field.
-fn overlay(under: &mut serde_json::Value, over: &serde_json::Value) {
-    match (under.as_object_mut(), over.as_object()) {
-        (Some(fields), Some(changes)) => {
-            for (key, value) in changes {
-                overlay(fields.entry(key).or_insert(serde_json::Value::Null), value);
-            }
-        }
-        _ => *under = over.clone(),
-    }
-}
-
 /// Container `id` does not exist: for callers that keep their own table.
 pub fn does_not_exist() -> Error {
     Error::new(Kind::NotFound, CONTAINER_DOES_NOT_EXIST)
-}
-
-impl Creating {
-    fn undo(&mut self, made: Made, err: Error) -> Result<Option<Created>> {
-        match made.undo() {
-            Ok(chore) => {
-                self.0 = Some(Stage::Undo(chore, err));
-                Ok(None)
-            }
-            Err(undo) => {
-                log::warn!("undo create: {undo}");
-                Err(err)
-            }
-        }
-    }
-}
-
-impl Pending for Creating {
-    type Output = Created;
-
-    fn fd(&self) -> BorrowedFd<'_> {
-        match self.0.as_ref().expect("a finished create is not waited for") {
-            Stage::Unit(_, held) => held.fd(),
-            Stage::Birth(underway) => underway.birth.fd(),
-            Stage::Dying(_, process, _) => process.pidfd.as_fd(),
-            Stage::Undo(chore, _) => chore.fd(),
-        }
-    }
-
-    fn deadline(&self) -> Option<Instant> {
-        match &self.0 {
-            Some(Stage::Birth(underway)) => underway.birth.deadline(),
-            // The chore has one itself.
-            _ => None,
-        }
-    }
-
-    fn advance(&mut self) -> Result<Option<Created>> {
-        let ended = || Error::new(Kind::System, "create has ended already");
-        let mut underway = match self.0.take().ok_or_else(ended)? {
-            Stage::Birth(underway) => underway,
-            Stage::Dying(underway, process, err) => {
-                if process.try_wait()?.is_none() {
-                    self.0 = Some(Stage::Dying(underway, process, err));
-                    return Ok(None);
-                }
-                return self.undo(underway.made, err);
-            }
-            Stage::Undo(mut chore, err) => {
-                match chore.advance() {
-                    Ok(None) => {
-                        self.0 = Some(Stage::Undo(chore, err));
-                        return Ok(None);
-                    }
-                    Ok(Some(())) => {}
-                    Err(undo) => log::warn!("undo create: {undo}"),
-                }
-                return Err(err);
-            }
-            Stage::Unit(mut prepared, mut held) => match held.advance()? {
-                None => {
-                    self.0 = Some(Stage::Unit(prepared, held));
-                    return Ok(None);
-                }
-                Some(path) => {
-                    prepared.started(&path)?;
-                    // Only now may the process go that has kept the unit.
-                    prepared.begin()?
-                }
-            },
-        };
-        match underway.birth.advance() {
-            Ok(Some(born)) => underway.finish(born).map(Some),
-            Ok(None) => {
-                self.0 = Some(Stage::Birth(underway));
-                Ok(None)
-            }
-            // Who has a gate of its own has others to look after, and waits for nothing here.
-            Err(err) if underway.gate == Gate::Socket => match underway.birth.give_up() {
-                Some(process) => {
-                    self.0 = Some(Stage::Dying(underway, process, err));
-                    Ok(None)
-                }
-                None => self.undo(underway.made, err),
-            },
-            Err(err) => Err(err),
-        }
-    }
 }
 
 impl Pending for Starting {
@@ -1145,26 +572,5 @@ impl Pending for Starting {
             let Some((at, hook)) = self.hooks.pop_front() else { return Ok(Some(())) };
             self.running = Some(hooks::start("poststart", at, &hook, &self.hook_state, &[])?);
         }
-    }
-}
-
-impl Pending for Execing {
-    type Output = Execed;
-
-    fn fd(&self) -> BorrowedFd<'_> {
-        self.birth.fd()
-    }
-
-    fn until_closed(&self) -> bool {
-        self.birth.until_closed()
-    }
-
-    fn deadline(&self) -> Option<Instant> {
-        None
-    }
-
-    fn advance(&mut self) -> Result<Option<Execed>> {
-        let born = self.birth.advance()?;
-        Ok(born.map(|(process, console)| Execed { process, console, tree: self.tree.take() }))
     }
 }

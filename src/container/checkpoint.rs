@@ -13,7 +13,8 @@ use nix::mount::{MntFlags, MsFlags, umount2};
 use nix::sys::stat::{Mode, SFlag};
 use oci_spec::runtime::{Hook, LinuxNamespaceType as Namespace, Spec};
 
-use super::{Container, Create, Created, Prepared, Status, hook_json, prepare};
+use super::create::{Prepared, plan_rootfs, prepare};
+use super::{Container, Create, Created, Status, hook_json};
 use crate::criu::{self, Message, Options, Response, Session};
 use crate::hooks::{self, Running};
 use crate::launch::{self, Pending, Process, chore};
@@ -34,7 +35,7 @@ struct External {
 
 /// The external mounts of a plan. `cgroups` are the container's directories.
 fn externals(plan: &Plan, cgroups: &std::collections::BTreeMap<String, PathBuf>) -> Vec<External> {
-    let root = super::plan_rootfs(plan);
+    let root = plan_rootfs(plan);
     let root_fd = path::open_dir(&plan.rootfs.path).ok();
     let bytes = |text: &CStr| PathBuf::from(OsStr::from_bytes(text.to_bytes()));
     let inside = |destination: &CStr| {

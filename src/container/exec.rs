@@ -1,0 +1,93 @@
+//! What an exec is asked for, and what comes of it.
+
+use std::os::fd::{BorrowedFd, OwnedFd};
+use std::time::Instant;
+
+use oci_spec::runtime::Process as ProcessSpec;
+
+use super::Stdio;
+use crate::Result;
+use crate::cgroup::Cgroup;
+use crate::launch::{Pending, Process, exec};
+
+/// An exec request.
+#[derive(Debug)]
+pub struct Exec {
+    /// The process to run; nothing is taken from the bundle.
+    pub process: ProcessSpec,
+    /// Its standard streams.
+    pub stdio: Stdio,
+    /// Pass fds 3..3+n of the caller on.
+    pub preserve_fds: u32,
+    /// `controller[,controller]:path`, or one `path` for all, below the container's cgroup.
+    pub cgroups: Vec<String>,
+    /// Run although the container is paused.
+    pub ignore_paused: bool,
+    /// A cgroup of its own, so that its process tree can be killed as a whole ([`Container::tree`]); otherwise it runs
+    /// in the container's.
+    pub tree: Option<Tree>,
+}
+
+/// An exec under way; ends when the user's program runs.
+#[derive(Debug)]
+pub struct Execing {
+    pub(super) birth: exec::Birth,
+    pub(super) tree: Option<Tree>,
+}
+
+/// The cgroup of an exec process and its descendants: a part of its container's. Dropped, it is killed and removed.
+#[derive(Debug)]
+pub struct Tree(pub(super) Cgroup);
+
+impl Tree {
+    /// Kills what is left in it.
+    pub fn kill(&self) -> Result<()> {
+        self.0.kill(libc::SIGKILL)
+    }
+
+    /// True when nothing is left in it; it is removed then.
+    pub fn remove_if_empty(&self) -> bool {
+        self.0.remove_if_empty()
+    }
+}
+
+impl Drop for Tree {
+    fn drop(&mut self) {
+        if !self.0.remove_if_empty() {
+            let _ = self.0.kill(libc::SIGKILL);
+            self.0.remove_if_empty();
+        }
+    }
+}
+
+/// A running exec process.
+#[derive(Debug)]
+pub struct Execed {
+    /// The process.
+    pub process: Process,
+    /// The pty master if it has a terminal.
+    pub console: Option<OwnedFd>,
+    /// Its cgroup, if it has one of its own.
+    pub tree: Option<Tree>,
+}
+
+impl Pending for Execing {
+    type Output = Execed;
+
+    fn fd(&self) -> BorrowedFd<'_> {
+        self.birth.fd()
+    }
+
+    fn until_closed(&self) -> bool {
+        self.birth.until_closed()
+    }
+
+    fn deadline(&self) -> Option<Instant> {
+        None
+    }
+
+    fn advance(&mut self) -> Result<Option<Execed>> {
+        let born = self.birth.advance()?;
+        Ok(born.map(|(process, console)| Execed { process, console, tree: self.tree.take() }))
+    }
+}
