@@ -105,7 +105,8 @@ fn host_null() -> nix::Result<OwnedFd> {
 fn bind_root(plan: &Rootfs) -> Result<OwnedFd, Failure> {
     let open = || -> nix::Result<OwnedFd> {
         let dir = open_root(&plan.path)?;
-        if plan.host_propagation.0 == libc::MS_SHARED {
+        let (flag, recursive) = plan.host_propagation;
+        if flag == libc::MS_SHARED || !recursive {
             // pivot_root(2) refuses a root that is shared, as a copy of a shared mount is, and one on a shared mount.
             make_parent_private(&plan.path)?;
         }

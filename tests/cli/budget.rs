@@ -25,14 +25,14 @@ fn a_run_and_an_exec_keep_to_their_budget() {
     let (processes, programs, calls) = counted(&case, &["run", &case.id]);
     // Ours, the same from a read-only mount, and the container's.
     assert_eq!((processes, programs), (1, 3));
-    assert!(calls <= 1400, "{calls} system calls for a run");
+    assert!(calls <= 1100, "{calls} system calls for a run");
     case.end();
 
     let case = Case::new(&["sleep", "100"]);
     case.detached(&["run", "-d", &case.id]).ok();
     let (processes, programs, calls) = counted(&case, &["exec", &case.id, "true"]);
     assert_eq!((processes, programs), (1, 3));
-    assert!(calls <= 720, "{calls} system calls for an exec");
+    assert!(calls <= 480, "{calls} system calls for an exec");
     case.cmd(&["delete", "--force", &case.id]).ok();
     case.end();
 }

@@ -164,8 +164,8 @@ fn files_of_v2_are_written_as_they_are() {
         &[("", "memory.high", "50331648"), ("", "pids.max", "44")],
     );
     if is_skiff() {
-        let err = refused(|spec| spec["linux"]["resources"]["unified"] = json!({"no.such.file": "1"}));
-        assert!(err.contains("linux.resources.unified.no.such.file: write "), "{err}");
+        let err = refused(|spec| spec["linux"]["resources"]["unified"] = json!({"memory.no_such": "1"}));
+        assert!(err.contains("linux.resources.unified.memory.no_such: write "), "{err}");
     }
 }
 
