@@ -248,6 +248,9 @@ fn faults() -> Vec<Fault> {
 
 #[test]
 fn every_fault_is_told_with_its_field_errno_and_hint() {
+    if !skiff_test_support::has_controllers(&["cpu", "cpuset", "memory", "pids"]) {
+        return;
+    }
     if !is_skiff() {
         return;
     }

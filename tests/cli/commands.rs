@@ -237,6 +237,9 @@ fn a_plan_is_told_without_doing_it_and_without_privilege() {
 
 #[test]
 fn a_plan_is_complete_and_true() {
+    if !skiff_test_support::has_controllers(&["memory"]) {
+        return;
+    }
     if !is_skiff() {
         return;
     }
@@ -477,6 +480,9 @@ fn every_command_has_runcs_flags() {
 
 #[test]
 fn lists_have_runcs_formats() {
+    if !skiff_test_support::has_controllers(&["memory"]) {
+        return;
+    }
     let case = sleeping();
     let root = tempfile::tempdir().unwrap();
     let root = root.path().to_str().unwrap();
@@ -573,6 +579,9 @@ fn every_process_is_signalled_with_all() {
 
 #[test]
 fn an_exec_has_its_flags() {
+    if !skiff_test_support::has_controllers(&["memory"]) {
+        return;
+    }
     let case = sleeping();
     let out = case.cmd(&["exec", "--no-new-privs", &case.id, "grep", "NoNewPrivs", "/proc/self/status"]).ok().out;
     assert_eq!(out, "NoNewPrivs:\t1\n");

@@ -43,6 +43,9 @@ fn disk() -> Option<(i64, i64)> {
 
 #[test]
 fn memory_has_its_files() {
+    if !skiff_test_support::has_controllers(&["cpu", "cpuset", "io", "memory", "pids"]) {
+        return;
+    }
     let (limit, swap, low) = (64i64 << 20, 96i64 << 20, 32i64 << 20);
     let text = |n: i64| n.to_string();
     let resources = json!({"memory": {"limit": limit, "reservation": low}});
@@ -75,6 +78,9 @@ fn memory_has_its_files() {
 
 #[test]
 fn processors_have_their_files() {
+    if !skiff_test_support::has_controllers(&["cpu", "cpuset", "io", "memory", "pids"]) {
+        return;
+    }
     let cpu = json!({"cpu": {"shares": 512, "quota": 20_000, "period": 40_000, "cpus": "0", "mems": "0"}});
     if is_v1() {
         written(
@@ -112,6 +118,9 @@ fn processors_have_their_files() {
 
 #[test]
 fn processes_are_counted() {
+    if !skiff_test_support::has_controllers(&["cpu", "cpuset", "io", "memory", "pids"]) {
+        return;
+    }
     written(json!({"pids": {"limit": 33}}), &[("pids", "pids.max", "33")]);
     written(json!({"pids": {"limit": -1}}), &[("pids", "pids.max", "max")]);
     // None at all is a limit since runtime spec 1.3, as small as the kernel lets it be with an init.
@@ -128,6 +137,9 @@ fn processes_are_counted() {
 
 #[test]
 fn disks_have_their_files() {
+    if !skiff_test_support::has_controllers(&["cpu", "cpuset", "io", "memory", "pids"]) {
+        return;
+    }
     let Some((major, minor)) = disk() else { panic!("a machine without any block device") };
     let rate = |rate: u64| json!([{"major": major, "minor": minor, "rate": rate}]);
     let resources = json!({"blockIO": {
@@ -154,6 +166,9 @@ fn disks_have_their_files() {
 
 #[test]
 fn files_of_v2_are_written_as_they_are() {
+    if !skiff_test_support::has_controllers(&["cpu", "cpuset", "io", "memory", "pids"]) {
+        return;
+    }
     if is_v1() {
         let err = refused(|spec| spec["linux"]["resources"]["unified"] = json!({"memory.max": "1000000000"}));
         assert!(err.contains("cannot use unified on cgroup v1") || !is_skiff() && err.contains("unified"), "{err}");
@@ -171,6 +186,9 @@ fn files_of_v2_are_written_as_they_are() {
 
 #[test]
 fn limits_that_cannot_be_are_named_with_a_hint() {
+    if !skiff_test_support::has_controllers(&["cpu", "cpuset", "io", "memory", "pids"]) {
+        return;
+    }
     if !is_skiff() {
         return;
     }
@@ -233,6 +251,9 @@ fn a_container_without_the_resctrl_file_system_has_no_group_of_it() {
 
 #[test]
 fn every_flag_of_update_has_its_file() {
+    if !skiff_test_support::has_controllers(&["cpu", "cpuset", "io", "memory", "pids"]) {
+        return;
+    }
     let case = Case::new(&["sleep", "1000"]).with(|spec| {
         spec["linux"]["resources"]["memory"] = json!({"limit": 64 << 20});
     });

@@ -433,6 +433,9 @@ fn users_of_exec_are_numbers_to_the_last_character() {
 
 #[test]
 fn a_passwd_without_end_is_read_to_its_limit() {
+    if !skiff_test_support::has_controllers(&["memory"]) {
+        return;
+    }
     if !is_skiff() {
         return;
     }

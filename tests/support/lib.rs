@@ -114,7 +114,8 @@ pub fn has_controllers(names: &[&str]) -> bool {
     let root = std::path::Path::new("/sys/fs/cgroup");
     match std::fs::read_to_string(root.join("cgroup.controllers")) {
         Ok(list) => names.iter().all(|name| list.split_whitespace().any(|one| one == *name)),
-        Err(_) => names.iter().all(|name| root.join(name).is_dir()),
+        // The one that has another name on v1.
+        Err(_) => names.iter().all(|name| root.join(if *name == "io" { "blkio" } else { name }).is_dir()),
     }
 }
 
