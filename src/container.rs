@@ -482,13 +482,13 @@ impl Container {
         Ok(())
     }
 
-    /// Deletes a stopped container where nothing takes time: no hooks, no systemd, no resctrl, no process left. False when something
+    /// Deletes a stopped container where nothing takes time: no hooks, no systemd, no resctrl, neither process nor cgroup left. False when something
     /// would; [`Container::delete`] is due then.
     pub fn delete_at_once(&self) -> Result<bool> {
         let own = &self.state.skiff;
         let slow = own.unit.is_some() || own.mounts_before.is_some() || own.rdt.is_some();
         let slow = slow || own.hooks.poststop().is_some();
-        if slow || self.alive() || !self.cgroup.remove_if_empty() {
+        if slow || self.alive() || !self.cgroup.remove_if_bare() {
             return Ok(false);
         }
         self.dir.remove().map(|()| true)

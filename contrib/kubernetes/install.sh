@@ -15,9 +15,9 @@ SOURCE=${SOURCE:-/skiff}
 BEGIN='# skiff: begin, made by its installer'
 END='# skiff: end'
 
-# config.toml as it is without skiff.
+# config.toml as it is without skiff; its last line ends, whatever wrote it.
 others() {
-    [ ! -e "$CONFIG" ] || sed "/^$BEGIN\$/,/^$END\$/d" "$CONFIG"
+    [ ! -e "$CONFIG" ] || sed "/^$BEGIN\$/,/^$END\$/d" "$CONFIG" | awk 1
 }
 
 # The version of the configuration: its own, or that of a new one.
@@ -56,6 +56,10 @@ replace() {
 
 install() {
     mkdir -p "$HOST$BIN" "${CONFIG%/*}"
+    if others | grep -q 'runtimes\.skiff\]'; then
+        echo "$CONFIG has a runtime skiff that this installer has not written: remove it first" >&2
+        exit 1
+    fi
     added=$(block "$(version)")
     for binary in containerd-shim-skiff-v2 skiff; do
         # A running shim keeps the old file: the new one gets its name.
@@ -69,10 +73,13 @@ install() {
 
 remove() {
     # containerd needs the runtime for all that it does with a pod, and cleans up after one with its shim.
-    if chroot "$HOST" pgrep -f "^$BIN/containerd-shim-skiff-v2 " >/dev/null; then
-        echo 'pods still run with skiff: it stays until they are gone' >&2
-        exit 1
-    fi
+    running=0
+    chroot "$HOST" pgrep -f "^$BIN/containerd-shim-skiff-v2 " >/dev/null || running=$?
+    case $running in
+        0) echo 'pods still run with skiff: it stays until they are gone' >&2; exit 1 ;;
+        1) ;;
+        *) echo "pgrep on the node ended with $running: whether pods run with skiff is not known" >&2; exit 1 ;;
+    esac
     if grep -qx "$BEGIN" "$CONFIG" 2>/dev/null; then
         others >"$CONFIG.skiff"
         replace

@@ -17,7 +17,7 @@ use containerd_shim_protos::ttrpc::asynchronous::transport::Listener;
 use futures_core::Stream;
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
-use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid};
+use nix::sys::wait::{Id, WaitPidFlag, waitid};
 use skiff::{Error, Kind, Result};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
@@ -173,8 +173,7 @@ async fn reap_orphans(child: Rc<Notify>) {
 
 fn zombies() -> Vec<i32> {
     // Most children have been reaped by whoever waits for them.
-    let look = WaitPidFlag::WEXITED | WaitPidFlag::WNOHANG | WaitPidFlag::WNOWAIT;
-    if matches!(waitid(Id::All, look), Ok(WaitStatus::StillAlive) | Err(_)) {
+    if !skiff::sys::process::has_zombies() {
         return Vec::new();
     }
     let pid = std::process::id();

@@ -33,6 +33,13 @@ pub fn run(args: &Args) -> Result<()> {
         return Err(Error::invalid("socket_dir", format!("{:?} is too long for a socket", dir.display().to_string())));
     }
     let bound = bind(&dir, &socket)?;
+    // A daemon that nobody is told of would stay for ever.
+    let reply = write_address(&bundle, &socket).and_then(|()| bootstrap::reply(&input, &bundle, &socket));
+    let reply = reply.inspect_err(|_| {
+        if bound.is_some() {
+            let _ = std::fs::remove_file(&socket);
+        }
+    })?;
     if let Some(listener) = bound {
         match daemon(&options.shim_cgroup) {
             Ok(Side::Child) => return become_daemon(args, &bundle, listener, &params.containerd_ttrpc_address),
@@ -43,8 +50,6 @@ pub fn run(args: &Args) -> Result<()> {
             }
         }
     }
-    write_address(&bundle, &socket)?;
-    let reply = bootstrap::reply(&input, &bundle, &socket)?;
     std::io::stdout().write_all(&reply).map_err(|e| Error::io("write the address", &e))
 }
 

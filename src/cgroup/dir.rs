@@ -91,7 +91,9 @@ impl Directory {
         if self.path.parent().is_none_or(|parent| parent == Path::new("/")) {
             return Ok(());
         }
-        let count = self.read("cgroup.procs").map_or(0, |procs| procs.lines().count());
+        let mut pids = Vec::new();
+        self.pids(&mut pids);
+        let count = pids.len();
         if count > 0 {
             let text = format!("container's cgroup is not empty: {count} process(es) found in {:?}", self.path);
             return Err(Error::new(Kind::FailedPrecondition, text));
@@ -192,6 +194,11 @@ impl Directory {
             .filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()))
             .map(|entry| Directory::open(&entry.path(), self.controllers.clone()))
             .collect()
+    }
+
+    /// Removes it alone: EBUSY when there is something in it.
+    pub fn remove_bare(&self) -> nix::Result<()> {
+        rmdir(&self.path)
     }
 
     /// Removes it and everything below it.

@@ -450,6 +450,11 @@ impl Cgroup {
         Ok(Cgroup { rootless: self.rootless, paths, dirs: vec![directory], beside: Vec::new() })
     }
 
+    /// Removes it if there is neither a process nor a cgroup in it; takes no time.
+    pub fn remove_if_bare(&self) -> bool {
+        self.dirs.iter().all(|dir| dir.remove_bare().is_ok())
+    }
+
     /// Removes it if it has no processes; one that has them stays.
     pub fn remove_if_empty(&self) -> bool {
         self.dirs.iter().all(|dir| dir.remove().is_ok())

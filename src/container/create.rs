@@ -112,8 +112,8 @@ impl Made {
             // Its descriptors have not come along.
             let cgroup = self.cgroup.as_ref().map(|cgroup| Cgroup::open(cgroup.paths())).transpose()?;
             self.remove(cgroup.as_ref());
-            self.unit.as_ref().map_or(Ok(()), Unit::stop)?;
-            self.dir.remove()
+            let stopped = self.unit.as_ref().map_or(Ok(()), Unit::stop);
+            self.dir.remove().and(stopped)
         })?;
         self.keep = true;
         Ok(undone)
@@ -126,6 +126,9 @@ impl Made {
         if let Some(cgroup) = cgroup
             && let Err(err) = cgroup.kill(libc::SIGKILL).and_then(|()| cgroup.remove())
         {
+            log::warn!("undo create: {err}");
+        }
+        if let Some(Err(err)) = self.rdt.as_ref().map(Group::remove) {
             log::warn!("undo create: {err}");
         }
     }
@@ -141,9 +144,6 @@ impl Drop for Made {
         if let Some(unit) = self.unit.take()
             && let Err(err) = chore::start(move || unit.stop())
         {
-            log::warn!("undo create: {err}");
-        }
-        if let Some(Err(err)) = self.rdt.as_ref().map(Group::remove) {
             log::warn!("undo create: {err}");
         }
         if let Err(err) = self.dir.remove() {

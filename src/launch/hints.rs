@@ -3,11 +3,12 @@
 
 use std::ffi::{CStr, CString};
 use std::io::Read;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::Path;
 
 use nix::errno::Errno;
 use nix::fcntl::OFlag;
+use nix::sys::stat::SFlag;
 use oci_spec::runtime::LinuxNamespaceType as Kind;
 
 use crate::child::report::{Failure, Step};
@@ -130,13 +131,21 @@ fn program(plan: &Plan) -> Option<String> {
     Some(format!("its mode is {mode:04o}, and uid {} runs it", plan.process.uid))
 }
 
-/// Why execve(2) has refused `program` of the root at `root`, as far as its first bytes tell.
+/// Why execve(2) has refused `program` of the root at `root`, as far as its first bytes tell. Whoever wrote the image may
+/// have put anything there, and this process has rights that a container has not: only regular files on the root's own
+/// mount are opened, and only where that is a file system of this machine, which answers.
 pub fn execve(root: &Path, program: &str, errno: Errno) -> Option<String> {
+    if !matches!(errno, Errno::ENOENT | Errno::ENOEXEC) {
+        return None;
+    }
     let root = CString::new(root.as_os_str().as_encoded_bytes()).ok()?;
     let root = path::open_dir(&root).ok()?;
+    if !LOCAL.contains(&path::magic(root.as_fd()).ok()?) {
+        return None;
+    }
     let head = head(&root, program)?;
-    let missing =
-        |name: &str| below(name).is_none_or(|name| path::open_in_root(root.as_fd(), &name, OFlag::O_PATH).is_err());
+    let lookup = |name: &CStr| path::open_on_mount(root.as_fd(), name, OFlag::O_PATH);
+    let missing = |name: &str| below(name).is_some_and(|name| lookup(&name).err() == Some(Errno::ENOENT));
     if let Some(line) = head.strip_prefix(b"#!") {
         let line = line.split(|byte| *byte == b'\n').next().unwrap_or_default();
         let line = String::from_utf8_lossy(line);
@@ -160,6 +169,21 @@ pub fn execve(root: &Path, program: &str, errno: Errno) -> Option<String> {
     }
 }
 
+/// Magic numbers (statfs(2)) of file systems that wait for nobody: ext4, XFS, Btrfs, F2FS, tmpfs, ramfs, overlayfs, EROFS,
+/// squashfs, ZFS.
+const LOCAL: [i64; 10] = [
+    0xef53,
+    0x5846_5342,
+    0x9123_683e,
+    0xf2f5_2010,
+    0x0102_1994,
+    0x8584_58f6,
+    0x794c_7630,
+    0xe0f5_e1e2,
+    0x7371_7368,
+    0x2fc1_2fc1,
+];
+
 /// An absolute path as a lookup below a root takes it.
 fn below(name: &str) -> Option<CString> {
     CString::new(name.strip_prefix('/')?).ok().filter(|name| !name.is_empty())
@@ -167,12 +191,12 @@ fn below(name: &str) -> Option<CString> {
 
 /// The first bytes of a regular file of the container, which may be anything.
 fn head(root: &OwnedFd, program: &str) -> Option<Vec<u8>> {
-    let flags = OFlag::O_RDONLY | OFlag::O_NONBLOCK | OFlag::O_NOCTTY;
-    let file = path::open_in_root(root.as_fd(), &below(program)?, flags).ok()?;
-    let file = std::fs::File::from(file);
-    if !file.metadata().ok()?.is_file() {
+    let found = path::open_on_mount(root.as_fd(), &below(program)?, OFlag::O_PATH).ok()?;
+    // To open a device is to use it.
+    if path::kind(found.as_fd()).ok()?.0 != SFlag::S_IFREG {
         return None;
     }
+    let file = std::fs::File::open(format!("/proc/self/fd/{}", found.as_raw_fd())).ok()?;
     let mut head = Vec::new();
     file.take(4096).read_to_end(&mut head).ok()?;
     Some(head)
@@ -280,6 +304,16 @@ mod tests {
         std::fs::write(root.path().join("p"), &own[..4096]).unwrap();
         let want = format!("its dynamic loader {loader:?} is not in the container");
         assert_eq!(execve(root.path(), "/p", Errno::ENOENT).unwrap(), want);
+    }
+
+    #[test]
+    fn what_is_no_file_is_not_opened() {
+        let root = tempfile::tempdir().unwrap();
+        // To open it would wait for a writer.
+        nix::unistd::mkfifo(&root.path().join("p"), nix::sys::stat::Mode::S_IRWXU).unwrap();
+        assert_eq!(execve(root.path(), "/p", Errno::ENOENT), None);
+        std::os::unix::fs::symlink("/p", root.path().join("link")).unwrap();
+        assert_eq!(execve(root.path(), "/link", Errno::ENOEXEC), None);
     }
 
     #[test]

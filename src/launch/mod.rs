@@ -19,7 +19,6 @@ use nix::cmsg_space;
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{AddressFamily, ControlMessageOwned, MsgFlags, SockFlag, SockType, recvmsg, socketpair};
-use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid};
 
 use crate::child::report::{Failure, MAX_RECORD, Record};
 use crate::error::PROCESS_ALREADY_FINISHED;
@@ -100,26 +99,24 @@ pub struct Exit {
 impl Process {
     /// The exit if it has exited: waitid(P_PIDFD, WEXITED | WNOHANG). Only the parent can ask.
     pub fn try_wait(&self) -> Result<Option<Exit>> {
-        self.waitid(WaitPidFlag::WEXITED | WaitPidFlag::WNOHANG)
+        self.collect(libc::WNOHANG)
     }
 
     /// Waits for the exit. For callers that may block.
     pub fn wait(&self) -> Result<Exit> {
         loop {
-            if let Some(exit) = self.waitid(WaitPidFlag::WEXITED)? {
+            if let Some(exit) = self.collect(0)? {
                 return Ok(exit);
             }
         }
     }
 
-    fn waitid(&self, flags: WaitPidFlag) -> Result<Option<Exit>> {
-        let status = match waitid(Id::PIDFd(self.pidfd.as_fd()), flags) {
-            Ok(WaitStatus::Exited(_, code)) => code as u32,
-            Ok(WaitStatus::Signaled(_, signal, _)) => 128 + signal as u32,
-            Ok(_) | Err(Errno::EINTR) => return Ok(None),
-            Err(errno) => return Err(Error::sys(format!("wait for process {}", self.pid), errno)),
-        };
-        Ok(Some(Exit { status, at: SystemTime::now() }))
+    fn collect(&self, flags: libc::c_int) -> Result<Option<Exit>> {
+        match crate::sys::process::wait_exit(self.pidfd.as_fd(), flags) {
+            Ok(status) => Ok(status.map(|status| Exit { status, at: SystemTime::now() })),
+            Err(Errno::EINTR) => Ok(None),
+            Err(errno) => Err(Error::sys(format!("wait for process {}", self.pid), errno)),
+        }
     }
 
     /// Sends `signal` through the pidfd. `Kind::NotFound` with [`PROCESS_ALREADY_FINISHED`] when it has exited.

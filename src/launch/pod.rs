@@ -51,6 +51,13 @@ pub fn hold(pod: &Pod<'_>) -> Result<Process> {
 fn held(pod: &Pod<'_>) -> Result<Process> {
     let sysctls = pod.sysctls.iter().map(|(name, value, optional)| Ok((sysctl_path(name)?, *value, *optional)));
     let sysctls = sysctls.collect::<Result<Vec<_>>>()?;
+    // Without a namespace of its own it would change the host's.
+    if pod.in_user_namespace && pod.netns.is_none() {
+        return Err(Error::invalid(
+            "netns_path",
+            "a pod with a user namespace needs the one that its network belongs to",
+        ));
+    }
     let layout = layout()?;
     let (mut channel, end) = Channel::pair()?;
     // Its root is its own, too: who may look into it from a container must not find the host's there.

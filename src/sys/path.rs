@@ -17,6 +17,12 @@ pub fn open_in_root(root: BorrowedFd<'_>, path: &CStr, flags: OFlag) -> nix::Res
     resolve(root, path, flags, ResolveFlag::RESOLVE_IN_ROOT | ResolveFlag::RESOLVE_NO_MAGICLINKS)
 }
 
+/// Opens `path` inside `root` on the mount of `root` itself: EXDEV where another one is on the way.
+pub fn open_on_mount(root: BorrowedFd<'_>, path: &CStr, flags: OFlag) -> nix::Result<OwnedFd> {
+    let how = ResolveFlag::RESOLVE_IN_ROOT | ResolveFlag::RESOLVE_NO_MAGICLINKS | ResolveFlag::RESOLVE_NO_XDEV;
+    resolve(root, path, flags, how)
+}
+
 /// Opens `path` inside `root` if no component of it is a symlink.
 pub fn open_no_symlinks(root: BorrowedFd<'_>, path: &CStr, flags: OFlag) -> nix::Result<OwnedFd> {
     resolve(root, path, flags, ResolveFlag::RESOLVE_IN_ROOT | ResolveFlag::RESOLVE_NO_SYMLINKS)

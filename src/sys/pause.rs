@@ -59,7 +59,7 @@ impl Layout {
         let environment = (next()?, next()?);
         out.environment_end = if environment.0 == out.arguments.1 { environment.1 } else { out.arguments.1 };
         let (from, to) = out.arguments;
-        (out.stack.0 < from && from < to && to <= out.environment_end && out.environment_end <= out.stack.1)
+        (out.stack.0 < from && from + 2 < to && to <= out.environment_end && out.environment_end <= out.stack.1)
             .then_some(out)
     }
 }

@@ -175,7 +175,7 @@ pub fn is_open(fd: RawFd) -> bool {
 /// Takes ownership of a descriptor that this process was started with.
 ///
 /// # Safety contract
-/// The number must be one that the caller's start-up protocol names (fd 3 of the shim's daemon) and be taken once.
+/// The number must be one that the caller's start-up protocol names and be taken once.
 pub fn take_fd(fd: RawFd) -> nix::Result<OwnedFd> {
     set_cloexec(fd, true)?;
     // SAFETY: fcntl has just shown that it is open; by the start-up protocol nobody else in this process owns it.
@@ -220,6 +220,32 @@ fn close_range(first: u32, last: u32) -> nix::Result<()> {
 pub fn place_number(from: RawFd, to: RawFd) -> nix::Result<()> {
     // SAFETY: takes no pointer; what `to` was is not used any more before execve.
     Errno::result(unsafe { libc::dup2(from, to) }).map(drop)
+}
+
+/// waitid(2) with P_PIDFD: the exit code, or 128 and the number of the signal, real-time ones too; None when `flags` have
+/// WNOHANG and it has not ended.
+pub fn wait_exit(pidfd: BorrowedFd<'_>, flags: libc::c_int) -> nix::Result<Option<u32>> {
+    // SAFETY: all zeroes is a valid siginfo.
+    let mut info: libc::siginfo_t = unsafe { std::mem::zeroed() };
+    // SAFETY: `info` outlives the call.
+    let done =
+        unsafe { libc::waitid(libc::P_PIDFD, pidfd.as_raw_fd() as libc::id_t, &raw mut info, libc::WEXITED | flags) };
+    Errno::result(done)?;
+    // SAFETY: waitid has filled in the fields of SIGCHLD, or left the pid zero.
+    let (pid, status) = unsafe { (info.si_pid(), info.si_status()) };
+    let status = status.unsigned_abs();
+    Ok((pid != 0).then_some(if info.si_code == libc::CLD_EXITED { status } else { 128 + status }))
+}
+
+/// Whether a child of this process has ended and waits to be reaped.
+pub fn has_zombies() -> bool {
+    // SAFETY: all zeroes is a valid siginfo.
+    let mut info: libc::siginfo_t = unsafe { std::mem::zeroed() };
+    let flags = libc::WEXITED | libc::WNOHANG | libc::WNOWAIT;
+    // SAFETY: `info` outlives the call.
+    let done = unsafe { libc::waitid(libc::P_ALL, 0, &raw mut info, flags) };
+    // SAFETY: likewise.
+    done == 0 && unsafe { info.si_pid() } != 0
 }
 
 /// Ends this process at any of these signals, with 128 and its number, until the next execve.

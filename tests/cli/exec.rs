@@ -102,3 +102,13 @@ fn an_exec_has_a_terminal_when_asked() {
     assert!(got.code == 0 && got.out.contains("/dev/pts/"), "{got:?}");
     done(case);
 }
+
+#[test]
+fn a_signal_is_told_by_its_number_real_time_ones_too() {
+    let case = running();
+    for signal in [15, 37, 64] {
+        let got = case.cmd(&["exec", &case.id, "sh", "-c", &format!("kill -{signal} $$")]);
+        assert_eq!(got.code, 128 + signal, "{got:?}");
+    }
+    done(case);
+}
