@@ -15,6 +15,8 @@ use skiff::{Error, Kind, Result};
 use crate::args::Args;
 use crate::{bootstrap, group, options, serve};
 
+/// The file in the bundle by which containerd 1.x finds the shim again.
+const ADDRESS: &str = "address";
 /// Longest path of a unix socket, bytes (unix(7)), less the final NUL.
 const MAX_SOCKET_PATH: usize = 107;
 
@@ -35,17 +37,18 @@ pub fn run(args: &Args) -> Result<()> {
     let bound = bind(&dir, &socket)?;
     // A daemon that nobody is told of would stay for ever.
     let reply = write_address(&bundle, &socket).and_then(|()| bootstrap::reply(&input, &bundle, &socket));
-    let reply = reply.inspect_err(|_| {
-        if bound.is_some() {
-            let _ = std::fs::remove_file(&socket);
+    let undo = || {
+        for path in [&bundle.join(ADDRESS), &socket] {
+            let _ = std::fs::remove_file(path);
         }
-    })?;
+    };
+    let reply = reply.inspect_err(|_| bound.iter().for_each(|_| undo()))?;
     if let Some(listener) = bound {
         match daemon(&options.shim_cgroup) {
             Ok(Side::Child) => return become_daemon(args, &bundle, listener, &params.containerd_ttrpc_address),
             Ok(Side::Parent(..)) => {}
             Err(err) => {
-                let _ = std::fs::remove_file(&socket);
+                undo();
                 return Err(err);
             }
         }
@@ -162,7 +165,7 @@ fn move_to_cgroup(pid: i32, cgroup: &str) -> Result<()> {
 
 /// containerd 1.x finds the shim by this file when it has been restarted.
 fn write_address(bundle: &Path, socket: &Path) -> Result<()> {
-    let (temporary, path) = (bundle.join(format!(".address.{}", std::process::id())), bundle.join("address"));
+    let (temporary, path) = (bundle.join(format!(".address.{}", std::process::id())), bundle.join(ADDRESS));
     let write = || -> std::io::Result<()> {
         std::fs::write(&temporary, format!("unix://{}", socket.display()))?;
         std::fs::rename(&temporary, &path)
