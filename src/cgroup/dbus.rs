@@ -83,16 +83,21 @@ impl Connection {
         let fd = socket(AddressFamily::Unix, SockType::Stream, flags, None).map_err(fail)?;
         let address = UnixAddr::new(path).map_err(fail)?;
         connect(std::os::fd::AsRawFd::as_raw_fd(&fd), &address).map_err(fail)?;
-        let mut out = Connection { stream: fd.into(), input: Vec::new(), serial: 0, deadline, signals: Vec::new() };
+        Connection::authenticate(fd.into(), deadline)
+    }
+
+    /// All of it in one write, and the first message only after the answer: systemd reads the authentication in pieces of
+    /// up to 256 bytes, and a message in the same piece as BEGIN lies there unseen until more comes.
+    fn authenticate(stream: UnixStream, deadline: Instant) -> Result<Connection> {
+        let mut out = Connection { stream, input: Vec::new(), serial: 0, deadline, signals: Vec::new() };
         // Without an identity the other side takes the socket's credentials, which are right in a user namespace too.
-        out.send(b"\0AUTH EXTERNAL\r\nDATA\r\n")?;
+        out.send(b"\0AUTH EXTERNAL\r\nDATA\r\nBEGIN\r\n")?;
         for want in ["DATA", "OK "] {
             let line = out.line()?;
             if !line.starts_with(want) {
-                return Err(Error::new(Kind::System, format!("authenticate to systemd at {path:?}: {line:?}")));
+                return Err(Error::new(Kind::System, format!("authenticate to systemd: {line:?}")));
             }
         }
-        out.send(b"BEGIN\r\n")?;
         Ok(out)
     }
 
@@ -419,6 +424,8 @@ impl Writer {
 
 #[cfg(test)]
 mod tests {
+    use nix::sys::socket::{MsgFlags, recv};
+
     use super::*;
 
     fn call() -> Vec<u8> {
@@ -453,6 +460,56 @@ mod tests {
         let _silent = std::os::unix::net::UnixListener::bind(&path).unwrap();
         let err = Connection::open(&path, Instant::now() + std::time::Duration::from_millis(20)).unwrap_err();
         assert_eq!((err.kind(), err.to_string().as_str()), (Kind::Timeout, "wait for systemd: it does not answer"));
+    }
+
+    /// Reads in pieces, and looks at what lies behind BEGIN in its piece only when more has come, as systemd does; answers
+    /// one call.
+    fn serve(mut peer: UnixStream) {
+        use std::os::fd::AsRawFd;
+        let mut piece = [0; 256];
+        let (mut line, mut answered) = (Vec::new(), false);
+        let mut message = loop {
+            match peer.read(&mut piece).unwrap() {
+                0 => return,
+                n => line.extend_from_slice(&piece[..n]),
+            }
+            if !answered {
+                peer.write_all(b"DATA\r\nOK 0123\r\n").unwrap();
+                answered = true;
+            }
+            if let Some(at) = line.windows(7).position(|end| end == b"BEGIN\r\n") {
+                break line.split_off(at + 7);
+            }
+            // It is slow: BEGIN and a message that does not wait for it are there together.
+            while recv(peer.as_raw_fd(), &mut [0; 64], MsgFlags::MSG_PEEK).unwrap() < 64 {
+                std::thread::yield_now();
+            }
+        };
+        loop {
+            match peer.read(&mut piece).unwrap() {
+                0 => return,
+                n => message.extend_from_slice(&piece[..n]),
+            }
+            if parse(&message).unwrap().is_some() {
+                break;
+            }
+        }
+        // A reply (2) to call 1.
+        peer.write_all(&[b'l', 2, 0, 1, 0, 0, 0, 0, 1, 0, 0, 0, 8, 0, 0, 0, 5, 1, b'u', 0, 1, 0, 0, 0]).unwrap();
+    }
+
+    #[test]
+    fn no_message_lies_unseen_behind_the_authentication() {
+        let (own, peer) = UnixStream::pair().unwrap();
+        own.set_nonblocking(true).unwrap();
+        let server = std::thread::spawn(move || serve(peer));
+        let mut connection =
+            Connection::authenticate(own, Instant::now() + std::time::Duration::from_secs(10)).unwrap();
+        let mut body = Writer::default();
+        body.string("a.scope");
+        connection.call(Call { to: ["d", "/p", "i.f", "M"], signature: "s", body }).unwrap().unwrap();
+        drop(connection);
+        server.join().unwrap();
     }
 
     #[test]
