@@ -1,7 +1,6 @@
 //! The birth of a container's init, from clone to execve, as one straight line.
 
 use std::collections::BTreeMap;
-use std::ffi::CStr;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::PathBuf;
 
@@ -20,7 +19,7 @@ use crate::plan::Plan;
 use crate::sys::clone::{self, Side};
 use crate::sys::path;
 use crate::sys::pause::{self, Layout};
-use crate::sys::process::{self as sys, CapSets, SockFilter};
+use crate::sys::process::{self as sys, CapSets, Execve, SockFilter};
 use crate::trace::{Trace, Track};
 
 /// Everything that the child needs beside its own copy of the parent's memory.
@@ -111,7 +110,7 @@ fn birth(init: &mut Init<'_>, report: Report) -> Result<(), (Failure, Report)> {
     Err((failed, report))
 }
 
-fn create(init: &mut Init<'_>, report: &Report) -> Result<identity::Ready, Failure> {
+fn create(init: &mut Init<'_>, report: &Report) -> Result<Execve, Failure> {
     let plan = init.plan;
     if let Some(flags) = init.unshare {
         init.mark("namespaces of its own");
@@ -213,6 +212,11 @@ fn create(init: &mut Init<'_>, report: &Report) -> Result<identity::Ready, Failu
     drop(slave);
     own_null().at(Step::Stdio)?;
     init.close_what_is_done(report).at(Step::Descriptors)?;
+    for fd in 3..3 + init.preserve_fds as i32 {
+        sys::set_cloexec(fd, false).at(Step::Descriptors)?;
+    }
+    // As the first process of its pid namespace it would not be reached by them otherwise (pid_namespaces(7)).
+    sys::exit_on(&[libc::SIGHUP, libc::SIGINT, libc::SIGQUIT, libc::SIGTERM]);
     init.mark("process, capabilities and seccomp");
     let filter = init.filter.as_ref().map(|(program, flags)| (program.as_slice(), *flags));
     let in_user_namespace = plan.namespaces.has(Kind::User);
@@ -305,18 +309,9 @@ fn join(joins: &[(u64, usize, OwnedFd)]) -> Result<(), Failure> {
     Ok(())
 }
 
-fn start(
-    init: &Init<'_>,
-    ready: identity::Ready,
-    go: OwnedFd,
-    report: &Report,
-) -> Result<std::convert::Infallible, Failure> {
+fn start(init: &Init<'_>, execve: Execve, go: OwnedFd, report: &Report) -> Result<std::convert::Infallible, Failure> {
     let plan = init.plan;
-    // As the first process of its pid namespace it would not be reached by them otherwise (pid_namespaces(7)).
-    sys::exit_on(&[libc::SIGHUP, libc::SIGINT, libc::SIGQUIT, libc::SIGTERM]);
     report::wait(go.as_fd()).at(Step::Gate)?;
-    let mut env = plan.process.env.clone();
-    env_push(&mut env, ready.home);
     let filter = init.filter.as_ref().map(|(program, flags)| (program.as_slice(), *flags));
     let mut filter_is_due = plan.process.no_new_privs && !identity::notifies(filter);
     if has(plan.hooks.start_container()) {
@@ -324,17 +319,14 @@ fn start(
         if std::mem::take(&mut filter_is_due) {
             identity::install(filter, report)?;
         }
-        let pairs: Vec<(String, String)> = env
-            .as_slice()
+        let pairs: Vec<(String, String)> = execve
+            .env()
             .iter()
             .filter_map(|var| var.to_str().ok()?.split_once('='))
             .map(|(name, value)| (name.to_string(), value.to_string()))
             .collect();
         let hooks = plan.hooks.start_container();
         run_hooks(Step::StartContainerHook, "startContainer", hooks, &init.state, "created", &pairs)?;
-    }
-    for fd in 3..3 + init.preserve_fds as i32 {
-        sys::set_cloexec(fd, false).at(Step::Descriptors)?;
     }
     if init.pause.is_some() {
         drop(go);
@@ -347,7 +339,7 @@ fn start(
     if let (Some(layout), Some(title)) = (&init.pause, &plan.process.pause) {
         pause::rest(layout, c"skiff-pause", title, report.as_fd());
     }
-    Err(execve(&ready.program, &plan.process.argv, &env))
+    Err(self::execve(&execve))
 }
 
 /// What execve would do: descriptors go, and the rights that a user other than root has no use for. It waits for signals and
@@ -359,18 +351,12 @@ fn become_pause(report: &Report) -> Result<(), Failure> {
 }
 
 /// Becomes the user's program. Its failure is told to who reads the container's stderr, too.
-pub fn execve(program: &CStr, argv: &sys::CStrings, env: &sys::CStrings) -> Failure {
-    let errno = sys::execve(program, argv, env);
+pub fn execve(execve: &Execve) -> Failure {
+    let errno = execve.run();
+    let program = execve.program();
     let text = format!("exec {}: {}\n", program.to_string_lossy(), errno_words(errno));
     let _ = nix::unistd::write(std::io::stderr(), text.as_bytes());
     Failure::new(Step::Execve, 0, errno).detail(program.to_string_lossy())
-}
-
-/// Adds HOME, when the passwd had to tell it.
-pub fn env_push(env: &mut sys::CStrings, home: Option<std::ffi::CString>) {
-    if let Some(home) = home {
-        env.push(home);
-    }
 }
 
 fn has(hooks: &Option<Vec<Hook>>) -> bool {
