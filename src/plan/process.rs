@@ -330,13 +330,11 @@ fn scheduler(field: &str, s: &Scheduler) -> Result<SchedAttr> {
         P::SchedIdle => 5,
         P::SchedDeadline => 6,
     };
-    let nice = s.nice().unwrap_or(0);
+    // The others have none: it is passed over, as runc does.
+    let has_nice = matches!(policy, P::SchedOther | P::SchedBatch);
+    let nice = s.nice().filter(|_| has_nice).unwrap_or(0);
     if !(-20..=19).contains(&nice) {
         return Err(Error::invalid(format!("{field}.nice"), format!("{nice} is not between -20 and 19")));
-    }
-    if nice != 0 && !matches!(policy, P::SchedOther | P::SchedBatch) {
-        let cause = format!("invalid scheduler.nice: {nice} when scheduler.policy is {policy}");
-        return Err(Error::invalid(format!("{field}.nice"), cause));
     }
     let priority = s.priority().unwrap_or(0);
     if priority != 0 && !matches!(policy, P::SchedFifo | P::SchedRr) {
