@@ -175,7 +175,7 @@ fn create(init: &mut Init<'_>, report: &Report) -> Result<Execve, Failure> {
         plan.hooks.create_container(),
         &init.state,
         "creating",
-        &[],
+        &plan.process.env,
     )?;
     init.mark("root");
     rootfs::enter(&plan.rootfs, &prepared)?;
@@ -319,14 +319,8 @@ fn start(init: &Init<'_>, execve: Execve, go: OwnedFd, report: &Report) -> Resul
         if std::mem::take(&mut filter_is_due) {
             identity::install(filter, report)?;
         }
-        let pairs: Vec<(String, String)> = execve
-            .env()
-            .iter()
-            .filter_map(|var| var.to_str().ok()?.split_once('='))
-            .map(|(name, value)| (name.to_string(), value.to_string()))
-            .collect();
         let hooks = plan.hooks.start_container();
-        run_hooks(Step::StartContainerHook, "startContainer", hooks, &init.state, "created", &pairs)?;
+        run_hooks(Step::StartContainerHook, "startContainer", hooks, &init.state, "created", execve.env())?;
     }
     if init.pause.is_some() {
         drop(go);
@@ -369,19 +363,16 @@ fn run_hooks(
     list: &Option<Vec<Hook>>,
     state: &serde_json::Map<String, serde_json::Value>,
     status: &str,
-    env: &[(String, String)],
+    env: &sys::CStrings,
 ) -> Result<(), Failure> {
     for (at, hook) in list.iter().flatten().enumerate() {
         let mut state = state.clone();
         state.insert("pid".into(), std::process::id().into());
         state.insert("status".into(), status.into());
         let json = serde_json::Value::Object(state).to_string();
-        hooks::start(kind, at, hook, json.as_bytes(), env).and_then(hooks::Running::finish).map_err(|err| Failure {
-            step,
-            item: at as u32,
-            errno: 0,
-            detail: err.to_string(),
-        })?;
+        hooks::start(kind, at, hook, json.as_bytes(), Some(env))
+            .and_then(hooks::Running::finish)
+            .map_err(|err| Failure { step, item: at as u32, errno: 0, detail: err.to_string() })?;
     }
     Ok(())
 }

@@ -342,8 +342,8 @@ impl Execve {
     }
 
     /// The environment.
-    pub fn env(&self) -> &[CString] {
-        self.env.as_slice()
+    pub fn env(&self) -> &CStrings {
+        &self.env
     }
 
     /// Returns only when it fails.
