@@ -4,6 +4,7 @@ use std::os::fd::{AsFd, OwnedFd};
 
 use nix::sys::stat::{Mode, umask};
 
+use super::identity::Doors;
 use super::report::{At, Failure, Record, Report, Step};
 use super::{console, identity, init};
 use crate::plan::process::Process;
@@ -34,7 +35,7 @@ pub struct Exec<'a> {
     /// The socket to the parent.
     pub report: OwnedFd,
     /// Files to enter the cgroup by.
-    pub doors: Vec<OwnedFd>,
+    pub doors: Doors<'a>,
     /// What is not allowed to an ordinary user is no failure.
     pub lenient: bool,
     /// The parent has something to do first: it says when it is done.

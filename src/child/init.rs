@@ -40,7 +40,7 @@ pub struct Init<'a> {
     /// CLONE_NEW* that the child makes while the parent makes the cgroup.
     pub unshare: Option<u64>,
     /// Files to enter the cgroup by.
-    pub doors: Doors,
+    pub doors: Doors<'a>,
     /// The parent has something to do first: it says when it is done.
     pub wait_for_parent: bool,
     /// The container's cgroup directories.
@@ -113,15 +113,21 @@ fn birth(init: &mut Init<'_>, report: Report) -> Result<(), (Failure, Report)> {
 
 fn create(init: &mut Init<'_>, report: &Report) -> Result<identity::Ready, Failure> {
     let plan = init.plan;
+    // While the parent makes the cgroup, unless the names are those of a namespace that is joined later.
+    let names_first = init.unshare.is_some_and(|flags| flags & Kind::Uts as u64 != 0);
     if let Some(flags) = init.unshare {
         init.mark("namespaces of its own");
         clone::unshare(flags).at(Step::Namespaces)?;
+        if names_first {
+            name(plan)?;
+        }
+        init.mark("wait for the cgroup");
         report.wait().at(Step::Parent)?;
     }
     init.mark("cgroup");
     // In a user namespace of its own it may not lower its score: the parent does it.
     let score = plan.process.oom_score_adj.filter(|_| !plan.namespaces.makes(Kind::User));
-    identity::settle(init.doors.open()?, score, plan.rootless)?;
+    identity::settle(&init.doors, score, plan.rootless)?;
     let init = &*init;
     if init.wait_for_parent {
         report.wait().at(Step::Parent)?;
@@ -132,15 +138,9 @@ fn create(init: &mut Init<'_>, report: &Report) -> Result<identity::Ready, Failu
     namespaces(init, report)?;
     umask(Mode::empty());
     let _ = nix::unistd::setsid();
-    init.mark("network and names");
-    if plan.namespaces.makes(Kind::Network) {
-        sys::loopback_up().at(Step::Loopback)?;
-    }
-    if let Some(name) = &plan.hostname {
-        nix::unistd::sethostname(std::ffi::OsStr::new(&*name.to_string_lossy())).at(Step::Hostname)?;
-    }
-    if let Some(name) = &plan.domainname {
-        sys::setdomainname(name.to_bytes()).at(Step::Domainname)?;
+    if !names_first {
+        init.mark("network and names");
+        name(plan)?;
     }
     if let Some(name) = &plan.keyring {
         sys::new_session_keyring(name).at(Step::Keyring)?;
@@ -217,6 +217,17 @@ fn create(init: &mut Init<'_>, report: &Report) -> Result<identity::Ready, Failu
     let filter = init.filter.as_ref().map(|(program, flags)| (program.as_slice(), *flags));
     let in_user_namespace = plan.namespaces.has(Kind::User);
     identity::become_user(&plan.process, filter, in_user_namespace, Limits { own: !in_user_namespace }, report)
+}
+
+/// What its network and UTS namespaces are to be like.
+fn name(plan: &Plan) -> Result<(), Failure> {
+    if plan.namespaces.makes(Kind::Network) {
+        sys::loopback_up().at(Step::Loopback)?;
+    }
+    if let Some(name) = &plan.hostname {
+        nix::unistd::sethostname(std::ffi::OsStr::new(&*name.to_string_lossy())).at(Step::Hostname)?;
+    }
+    plan.domainname.as_ref().map_or(Ok(()), |name| sys::setdomainname(name.to_bytes()).at(Step::Domainname))
 }
 
 /// A stream on the host's /dev/null moves to the container's: it would hold a mount of the host's, which criu(8) cannot

@@ -319,7 +319,8 @@ impl Birth {
         self.process.as_ref().expect("a birth has a process until it ends")
     }
 
-    fn pid(&self) -> i32 {
+    /// Its pid; that of another process later, where this one only clones the real init.
+    pub(crate) fn pid(&self) -> i32 {
         self.process().pid
     }
 
