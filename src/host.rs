@@ -1,8 +1,14 @@
 //! Facts about this machine, read once. Does not live here: decisions made from them (plan).
 
 use std::collections::HashMap;
+use std::ffi::{CStr, OsStr};
 use std::io::Read;
+use std::os::fd::AsFd;
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
+
+use nix::fcntl::OFlag;
+use nix::sys::stat::Mode;
 
 use crate::{Error, Result};
 
@@ -35,7 +41,7 @@ impl Cgroups {
     pub fn read() -> Result<Cgroups> {
         let read = |path: &str| read_proc(path).map_err(|e| Error::io(format!("read {path:?}"), &e));
         let own = read("/proc/self/cgroup")?;
-        match usual(&own, &kind_of_mount) {
+        match usual(&own, &kinds_of_places()) {
             Some(cgroups) => Ok(cgroups),
             None => Ok(parse(&read("/proc/self/mountinfo")?, &own)),
         }
@@ -54,6 +60,9 @@ fn read_proc(path: &str) -> std::io::Result<String> {
     Ok(text)
 }
 
+/// Where systemd and others mount cgroups (cgroups(7)).
+const TOP: &CStr = c"/sys/fs/cgroup";
+
 /// What a directory is on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Filesystem {
@@ -63,36 +72,44 @@ enum Filesystem {
     Other,
 }
 
-fn kind_of_mount(path: &Path) -> Filesystem {
-    use nix::sys::statfs::{CGROUP_SUPER_MAGIC, CGROUP2_SUPER_MAGIC, TMPFS_MAGIC};
-    match nix::sys::statfs::statfs(path).map(|stat| stat.filesystem_type()) {
-        Ok(TMPFS_MAGIC) => Filesystem::Tmpfs,
-        Ok(CGROUP_SUPER_MAGIC) => Filesystem::CgroupV1,
-        Ok(CGROUP2_SUPER_MAGIC) => Filesystem::CgroupV2,
-        _ => Filesystem::Other,
+/// Tells what the places are on that have these names below [`TOP`].
+fn kinds_of_places() -> impl Fn(&str) -> Filesystem {
+    let top = crate::sys::path::open_dir(TOP);
+    move |name| {
+        let Ok(top) = &top else { return Filesystem::Other };
+        // One name to look up from there on, not four.
+        let flags = OFlag::O_PATH | OFlag::O_CLOEXEC;
+        let magic =
+            nix::fcntl::openat(top, name, flags, Mode::empty()).and_then(|dir| crate::sys::path::magic(dir.as_fd()));
+        match magic {
+            Ok(libc::TMPFS_MAGIC) => Filesystem::Tmpfs,
+            Ok(libc::CGROUP_SUPER_MAGIC) => Filesystem::CgroupV1,
+            Ok(libc::CGROUP2_SUPER_MAGIC) => Filesystem::CgroupV2,
+            _ => Filesystem::Other,
+        }
     }
 }
 
-/// The hierarchies of `/proc/self/cgroup`, each at the place that systemd and others mount it (cgroups(7)). None when one of
-/// them is not there. Below a tmpfs, or a cgroup2 for v1, a directory of their file system can only be their mount.
-fn usual(cgroup: &str, kind: &dyn Fn(&Path) -> Filesystem) -> Option<Cgroups> {
-    let top = Path::new("/sys/fs/cgroup");
-    let below = kind(top);
+/// The hierarchies of `/proc/self/cgroup`, each at its usual place below [`TOP`]. None when one of them is not there. Below a tmpfs, or a cgroup2 for v1, a directory of their file system can only be their mount.
+fn usual(cgroup: &str, kind: &dyn Fn(&str) -> Filesystem) -> Option<Cgroups> {
+    let below = kind(".");
     let mut out = Cgroups::default();
     for line in cgroup.lines() {
         let mut fields = line.splitn(3, ':');
         let (_, controllers, own) = (fields.next()?, fields.next()?, fields.next()?);
-        let (mountpoint, wanted) = match (controllers, below) {
-            ("", Filesystem::CgroupV2) => (top.to_path_buf(), Filesystem::CgroupV2),
-            ("", Filesystem::Tmpfs) => (top.join("unified"), Filesystem::CgroupV2),
+        let (name, wanted) = match (controllers, below) {
+            ("", Filesystem::CgroupV2) => ("", Filesystem::CgroupV2),
+            ("", Filesystem::Tmpfs) => ("unified", Filesystem::CgroupV2),
             (_, Filesystem::CgroupV2 | Filesystem::Tmpfs) => {
-                (top.join(controllers.strip_prefix("name=").unwrap_or(controllers)), Filesystem::CgroupV1)
+                (controllers.strip_prefix("name=").unwrap_or(controllers), Filesystem::CgroupV1)
             }
             _ => return None,
         };
-        if mountpoint != top && kind(&mountpoint) != wanted {
+        if !name.is_empty() && kind(name) != wanted {
             return None;
         }
+        let top = OsStr::from_bytes(TOP.to_bytes());
+        let mountpoint = if name.is_empty() { PathBuf::from(top) } else { Path::new(top).join(name) };
         let own = PathBuf::from(own);
         if controllers.is_empty() {
             out.v2 = Some(Hierarchy { controllers: Vec::new(), mountpoint, own });
@@ -187,10 +204,10 @@ mod tests {
 
     #[test]
     fn hierarchies_are_looked_for_where_they_usually_are() {
-        let hybrid = |path: &Path| match path.to_str().unwrap() {
-            "/sys/fs/cgroup" => Filesystem::Tmpfs,
-            "/sys/fs/cgroup/unified" => Filesystem::CgroupV2,
-            "/sys/fs/cgroup/cpu,cpuacct" | "/sys/fs/cgroup/systemd" => Filesystem::CgroupV1,
+        let hybrid = |name: &str| match name {
+            "." => Filesystem::Tmpfs,
+            "unified" => Filesystem::CgroupV2,
+            "cpu,cpuacct" | "systemd" => Filesystem::CgroupV1,
             _ => Filesystem::Other,
         };
         let host = usual("3:cpu,cpuacct:/user\n1:name=systemd:/init.scope\n0::/init.scope\n", &hybrid).unwrap();
@@ -204,8 +221,8 @@ mod tests {
         assert!(usual("4:memory:/\n0::/\n", &hybrid).is_none());
         assert!(usual("0::/\n", &|_| Filesystem::Other).is_none());
 
-        let pure = |path: &Path| match path.to_str().unwrap() {
-            "/sys/fs/cgroup" | "/sys/fs/cgroup/memory" => Filesystem::CgroupV2,
+        let pure = |name: &str| match name {
+            "." | "memory" => Filesystem::CgroupV2,
             _ => Filesystem::Other,
         };
         assert!(usual("0::/a\n", &pure).unwrap().pure_v2());

@@ -289,6 +289,11 @@ impl Dir {
                 .and_then(|()| fs::remove_dir(&bound))
                 .map_err(|e| Error::io(format!("unmount {:?}", bound.display().to_string()), &e))?;
         }
+        // What most have left is the state alone.
+        let _ = fs::remove_file(self.0.join(FILE));
+        if fs::remove_dir(&self.0).is_ok() {
+            return Ok(());
+        }
         match fs::remove_dir_all(&self.0) {
             Err(err) if err.kind() != std::io::ErrorKind::NotFound => {
                 Err(Error::io(format!("remove {:?}", self.0.display().to_string()), &err))

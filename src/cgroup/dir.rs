@@ -208,12 +208,18 @@ impl Directory {
 
     /// Removes it alone: EBUSY when there is something in it.
     pub fn remove_bare(&self) -> nix::Result<()> {
-        rmdir(&self.path)
+        let (Some(fd), Some(name)) = (&self.fd, self.path.file_name()) else { return rmdir(&self.path) };
+        // By way of its own descriptor the kernel has to look up one name, not five.
+        let name = Path::new("..").join(name);
+        match nix::unistd::unlinkat(fd, &name, nix::unistd::UnlinkatFlags::RemoveDir) {
+            Err(Errno::ENOENT | Errno::EROFS) => rmdir(&self.path),
+            other => other,
+        }
     }
 
     /// Removes it and everything below it.
     pub fn remove(&self) -> nix::Result<()> {
-        match rmdir(&self.path) {
+        match self.remove_bare() {
             Err(Errno::EBUSY | Errno::ENOTEMPTY) => {}
             other => return other,
         }

@@ -467,9 +467,10 @@ impl Cgroup {
         Ok(Cgroup { rootless: self.rootless, paths, dirs: vec![directory], beside: Vec::new() })
     }
 
-    /// Removes it if there is neither a process nor a cgroup in it; takes no time.
+    /// Removes it if there is neither a process nor a cgroup in it; takes no time. The directory that tells whether there
+    /// are processes goes first: as long as it is there, [`Cgroup::kill`] finds them.
     pub fn remove_if_bare(&self) -> bool {
-        self.dirs.iter().all(|dir| dir.remove_bare().is_ok())
+        self.any().is_none_or(|dir| dir.remove_bare().is_ok()) && self.dirs.iter().all(|dir| dir.remove_bare().is_ok())
     }
 
     /// Removes it if it has no processes; one that has them stays.

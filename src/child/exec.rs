@@ -1,10 +1,9 @@
 //! The birth of an exec process: joins the container through its init's pidfd, becomes the user, execs.
 
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use nix::sys::stat::{Mode, umask};
 
-use super::identity::Doors;
 use super::report::{At, Failure, Record, Report, Step};
 use super::{console, identity, init};
 use crate::plan::process::Process;
@@ -35,7 +34,7 @@ pub struct Exec<'a> {
     /// The socket to the parent.
     pub report: OwnedFd,
     /// Files to enter the cgroup by.
-    pub doors: Doors<'a>,
+    pub doors: Vec<BorrowedFd<'a>>,
     /// What is not allowed to an ordinary user is no failure.
     pub lenient: bool,
     /// The parent has something to do first: it says when it is done.

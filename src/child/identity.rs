@@ -31,39 +31,16 @@ pub struct Ready {
     pub home: Option<CString>,
 }
 
-/// How a process comes into its cgroup: it writes `0` to these files.
-#[derive(Debug)]
-pub enum Doors<'a> {
-    /// They are open.
-    Open(Vec<BorrowedFd<'a>>),
-    /// They are there when the parent says so.
-    Later(Vec<CString>),
-}
-
-impl Doors<'_> {
-    /// Each of them, entered by `enter`.
-    fn each(&self, enter: impl Fn(BorrowedFd<'_>) -> nix::Result<()>) -> Result<(), Failure> {
-        let flags = OFlag::O_WRONLY | OFlag::O_CLOEXEC | OFlag::O_NOFOLLOW;
-        match self {
-            Doors::Open(doors) => {
-                doors.iter().enumerate().try_for_each(|(at, door)| enter(*door).at_item(Step::Cgroup, at))
-            }
-            Doors::Later(paths) => paths.iter().enumerate().try_for_each(|(at, path)| {
-                let door = nix::fcntl::open(path.as_c_str(), flags, Mode::empty());
-                door.and_then(|door| enter(door.as_fd())).at_item(Step::Cgroup, at)
-            }),
-        }
-    }
-}
-
 /// What is to be done while the process is still the runtime's: enters its cgroup, leaves the caller's processors, and
 /// sets its score while it may still lower it. `lenient`: what is not allowed is no failure.
-pub fn settle(doors: &Doors<'_>, score: Option<i32>, lenient: bool) -> Result<(), Failure> {
+pub fn settle<F: AsFd>(doors: &[F], score: Option<i32>, lenient: bool) -> Result<(), Failure> {
     let allowed = |done: nix::Result<usize>| match done {
         Err(Errno::EACCES | Errno::EPERM) if lenient => Ok(()),
         other => other.map(drop),
     };
-    doors.each(|door| allowed(nix::unistd::write(door, b"0")))?;
+    for (at, door) in doors.iter().enumerate() {
+        allowed(nix::unistd::write(door, b"0")).at_item(Step::Cgroup, at)?;
+    }
     if let Some(score) = score {
         let file = nix::fcntl::open(c"/proc/self/oom_score_adj", OFlag::O_WRONLY | OFlag::O_CLOEXEC, Mode::empty());
         allowed(file.and_then(|file| nix::unistd::write(&file, score.to_string().as_bytes()))).at(Step::OomScore)?;

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::ffi::CStr;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
 
 use nix::errno::Errno;
@@ -10,7 +10,7 @@ use nix::fcntl::OFlag;
 use nix::sys::stat::{Mode, SFlag, umask};
 use oci_spec::runtime::{Hook, LinuxNamespaceType as Kind};
 
-use super::identity::{Doors, Limits};
+use super::identity::Limits;
 use super::report::{self, At, Failure, Record, Report, Step};
 use super::rootfs::{self, Surroundings};
 use super::{console, identity};
@@ -39,8 +39,8 @@ pub struct Init<'a> {
     pub sources: Vec<Option<OwnedFd>>,
     /// CLONE_NEW* that the child makes while the parent makes the cgroup.
     pub unshare: Option<u64>,
-    /// Files to enter the cgroup by.
-    pub doors: Doors<'a>,
+    /// Files to enter the cgroup by; with `unshare` they come from the parent when they are there.
+    pub doors: Vec<BorrowedFd<'a>>,
     /// The parent has something to do first: it says when it is done.
     pub wait_for_parent: bool,
     /// The container's cgroup directories.
@@ -115,6 +115,7 @@ fn create(init: &mut Init<'_>, report: &Report) -> Result<identity::Ready, Failu
     let plan = init.plan;
     // While the parent makes the cgroup, unless the names are those of a namespace that is joined later.
     let names_first = init.unshare.is_some_and(|flags| flags & Kind::Uts as u64 != 0);
+    let mut later = Vec::new();
     if let Some(flags) = init.unshare {
         init.mark("namespaces of its own");
         clone::unshare(flags).at(Step::Namespaces)?;
@@ -122,12 +123,17 @@ fn create(init: &mut Init<'_>, report: &Report) -> Result<identity::Ready, Failu
             name(plan)?;
         }
         init.mark("wait for the cgroup");
-        report.wait().at(Step::Parent)?;
+        later = report.wait_for_fds().at(Step::Parent)?;
     }
     init.mark("cgroup");
     // In a user namespace of its own it may not lower its score: the parent does it.
     let score = plan.process.oom_score_adj.filter(|_| !plan.namespaces.makes(Kind::User));
-    identity::settle(&init.doors, score, plan.rootless)?;
+    if init.unshare.is_some() {
+        identity::settle(&later, score, plan.rootless)?;
+    } else {
+        identity::settle(&init.doors, score, plan.rootless)?;
+    }
+    drop(later);
     let init = &*init;
     if init.wait_for_parent {
         report.wait().at(Step::Parent)?;

@@ -9,7 +9,6 @@ use super::{Aim, Channel, Message, Process, adopted, describe, listener};
 use crate::cgroup::Cgroup;
 use crate::cgroup::systemd::Unit;
 use crate::child::exec::{self, Exec};
-use crate::child::identity::Doors;
 use crate::child::report::Record;
 use crate::plan::process::Process as ProcessPlan;
 use crate::plan::seccomp::Listener;
@@ -85,7 +84,7 @@ pub fn begin(begin: Begin<'_>) -> Result<Birth> {
         preserve_fds,
         keyring,
         report: child_end,
-        doors: Doors::Open(cgroup.doors_but(part, into.is_some())?),
+        doors: cgroup.doors_but(part, into.is_some())?,
         lenient: crate::host::rootless(),
         wait_for_parent: limits_by_parent,
         process: &plan,
@@ -101,7 +100,7 @@ pub fn begin(begin: Begin<'_>) -> Result<Birth> {
     let cloned = match clone::clone3(0, into) {
         // The container has made cgroups of its own below, and its init lives in one of them.
         Err(Errno::EBUSY | Errno::EOPNOTSUPP | Errno::ENOENT) if into.is_some() => {
-            child.doors = Doors::Open(cgroup.doors_but(part, true)?);
+            child.doors = cgroup.doors_but(part, true)?;
             let moved = crate::cgroup::of_process(init_pid);
             moved.and_then(|dir| clone::clone3(0, Some(dir.as_fd())))
         }
