@@ -477,7 +477,7 @@ impl Container {
         self.dir.remove()?;
         for (at, hook) in self.state.skiff.hooks.poststop().iter().flatten().enumerate() {
             let state = hook_json(&self.state, 0, "stopped");
-            if let Err(err) = hooks::start("poststop", at, hook, &state, &[]).and_then(Running::finish) {
+            if let Err(err) = hooks::start("poststop", at, hook, &state, None).and_then(Running::finish) {
                 log::warn!("{err}");
             }
         }
@@ -572,7 +572,7 @@ impl Pending for Starting {
                 }
             }
             let Some((at, hook)) = self.hooks.pop_front() else { return Ok(Some(())) };
-            self.running = Some(hooks::start("poststart", at, &hook, &self.hook_state, &[])?);
+            self.running = Some(hooks::start("poststart", at, &hook, &self.hook_state, None)?);
         }
     }
 }

@@ -28,8 +28,9 @@ pub struct Running {
     what: String,
 }
 
-/// Starts hook number `at` of a kind, e.g. `createRuntime`, with `state` on its stdin. `env` replaces an absent one.
-pub fn start(kind: &str, at: usize, hook: &Hook, state: &[u8], env: &[(String, String)]) -> Result<Running> {
+/// Starts hook number `at` of a kind, e.g. `createRuntime`, with `state` on its stdin. A hook that names no environment has
+/// `env`, or this process's own, as with runc: `environ` is inherited where nothing is said (execve(2)).
+pub fn start(kind: &str, at: usize, hook: &Hook, state: &[u8], env: Option<&[(String, String)]>) -> Result<Running> {
     let what = format!("error running {kind} hook #{at}");
     let fail = |err: &std::io::Error| Error::io(format!("{what}: start {:?}", hook.path().display().to_string()), err);
     let mut stdin = memfd().map_err(|e| fail(&e))?;
@@ -39,14 +40,14 @@ pub fn start(kind: &str, at: usize, hook: &Hook, state: &[u8], env: &[(String, S
     if let Some((name, rest)) = hook.args().as_deref().unwrap_or_default().split_first() {
         command.arg0(name).args(rest);
     }
-    command.env_clear();
-    match hook.env() {
-        Some(list) => {
-            command.envs(list.iter().filter_map(|var| var.split_once('=')));
+    match (hook.env(), env) {
+        (Some(list), _) => {
+            command.env_clear().envs(list.iter().filter_map(|var| var.split_once('=')));
         }
-        None => {
-            command.envs(env.iter().map(|(name, value)| (name, value)));
+        (None, Some(env)) => {
+            command.env_clear().envs(env.iter().map(|(name, value)| (name, value)));
         }
+        (None, None) => {}
     }
     let out = stdout.try_clone().map_err(|e| fail(&e))?;
     let err = stderr.try_clone().map_err(|e| fail(&e))?;
@@ -142,20 +143,20 @@ mod tests {
         let script =
             r#"test "$(cat)" = state && test "$(env | grep -v -e PWD -e SHLVL -e ^_=)" = A=1 && test "$0" = name"#;
         let json = serde_json::json!({"path": "/bin/sh", "args": ["sh", "-c", script, "name"], "env": ["A=1"]});
-        start("prestart", 0, &hook(&json.to_string()), b"state", &[]).unwrap().finish().unwrap();
+        start("prestart", 0, &hook(&json.to_string()), b"state", None).unwrap().finish().unwrap();
     }
 
     #[test]
     fn a_failing_hook_is_named_with_its_output() {
         let json = r#"{"path":"/bin/sh","args":["sh","-c","echo out; echo err >&2; exit 3"]}"#;
-        let err = start("createRuntime", 2, &hook(json), b"", &[]).unwrap().finish().unwrap_err();
+        let err = start("createRuntime", 2, &hook(json), b"", None).unwrap().finish().unwrap_err();
         assert_eq!(err.to_string(), "error running createRuntime hook #2: exit status 3, stdout: out, stderr: err");
     }
 
     #[test]
     fn a_hook_past_its_timeout_is_killed() {
         let json = r#"{"path":"/bin/sleep","args":["sleep","60"],"timeout":1}"#;
-        let err = start("poststop", 0, &hook(json), b"", &[]).unwrap().finish().unwrap_err();
+        let err = start("poststop", 0, &hook(json), b"", None).unwrap().finish().unwrap_err();
         assert_eq!(err.kind(), Kind::Timeout);
         assert!(err.to_string().ends_with("hook ran past specified timeout of 1.0s"), "{err}");
     }

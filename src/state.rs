@@ -334,7 +334,8 @@ pub struct ProcStat {
 
 /// Reads `/proc/<pid>/stat`; None when there is no such process.
 pub fn proc_stat(pid: i32) -> Option<ProcStat> {
-    parse_stat(&fs::read_to_string(format!("/proc/{pid}/stat")).ok()?)
+    // A process may call itself anything, also what is no UTF-8.
+    parse_stat(&String::from_utf8_lossy(&fs::read(format!("/proc/{pid}/stat")).ok()?))
 }
 
 fn parse_stat(text: &str) -> Option<ProcStat> {

@@ -84,16 +84,22 @@ impl Connection {
         let address = UnixAddr::new(path).map_err(fail)?;
         connect(std::os::fd::AsRawFd::as_raw_fd(&fd), &address).map_err(fail)?;
         let mut out = Connection { stream: fd.into(), input: Vec::new(), serial: 0, deadline, signals: Vec::new() };
-        // Without an identity the other side takes the socket's credentials, which are right in a user namespace too.
-        out.send(b"\0AUTH EXTERNAL\r\nDATA\r\n")?;
+        out.authenticate(path)?;
+        Ok(out)
+    }
+
+    /// systemd reads this part in short pieces and looks at a call that came in one of them only when more comes: so it goes
+    /// out whole, and nothing else does before it is answered. Without an identity the other side takes the socket's
+    /// credentials, which are right in a user namespace too.
+    fn authenticate(&mut self, path: &Path) -> Result<()> {
+        self.send(b"\0AUTH EXTERNAL\r\nDATA\r\nBEGIN\r\n")?;
         for want in ["DATA", "OK "] {
-            let line = out.line()?;
+            let line = self.line()?;
             if !line.starts_with(want) {
                 return Err(Error::new(Kind::System, format!("authenticate to systemd at {path:?}: {line:?}")));
             }
         }
-        out.send(b"BEGIN\r\n")?;
-        Ok(out)
+        Ok(())
     }
 
     /// From now on every step ends by `deadline`.
@@ -453,6 +459,28 @@ mod tests {
         let _silent = std::os::unix::net::UnixListener::bind(&path).unwrap();
         let err = Connection::open(&path, Instant::now() + std::time::Duration::from_millis(20)).unwrap_err();
         assert_eq!((err.kind(), err.to_string().as_str()), (Kind::Timeout, "wait for systemd: it does not answer"));
+    }
+
+    #[test]
+    fn the_authentication_goes_out_whole_and_a_call_after_its_answer() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("socket");
+        let listener = std::os::unix::net::UnixListener::bind(&path).unwrap();
+        let server = std::thread::spawn(move || {
+            let (mut stream, _) = listener.accept().unwrap();
+            // As systemd does: a short piece, and what has come with it is not looked at by itself.
+            let mut piece = [0; 256];
+            let n = stream.read(&mut piece).unwrap();
+            assert_eq!(&piece[..n], b"\0AUTH EXTERNAL\r\nDATA\r\nBEGIN\r\n");
+            stream.write_all(b"DATA\r\nOK 0123\r\n").unwrap();
+            let n = stream.read(&mut piece).unwrap();
+            parse(&piece[..n]).unwrap().map(|(message, _)| message.member)
+        });
+        let deadline = Instant::now() + std::time::Duration::from_secs(20);
+        let mut connection = Connection::open(&path, deadline).unwrap();
+        let ended = connection.call(Call { to: ["d", "/p", "i.f", "M"], signature: "", body: Writer::default() });
+        assert_eq!(server.join().unwrap().as_deref(), Some("M"));
+        assert_eq!(ended.unwrap_err().to_string(), "systemd has closed the connection");
     }
 
     #[test]

@@ -82,7 +82,7 @@ fn birth(exec: &Exec<'_>, report: &Report) -> Result<std::convert::Infallible, F
     }
     if exec.in_user_namespace {
         let _ = sys::setgroups(&[]);
-        sys::setgid(0).and_then(|()| sys::setuid(0)).at(Step::NamespaceRoot)?;
+        sys::become_namespace_root().at(Step::NamespaceRoot)?;
         sys::set_dumpable(false).at(Step::NamespaceRoot)?;
     }
     umask(Mode::empty());

@@ -182,7 +182,7 @@ fn create(init: &mut Init<'_>, report: &Report) -> Result<identity::Ready, Failu
         plan.hooks.create_container(),
         &init.state,
         "creating",
-        &[],
+        &pairs(&plan.process.env),
     )?;
     init.mark("root");
     rootfs::enter(&plan.rootfs, &prepared)?;
@@ -270,7 +270,7 @@ fn namespaces(init: &Init<'_>, report: &Report) -> Result<(), Failure> {
             become_namespace_root_later(report)?;
         } else {
             let _ = sys::setgroups(&[]);
-            sys::setgid(0).and_then(|()| sys::setuid(0)).at(Step::NamespaceRoot)?;
+            sys::become_namespace_root().at(Step::NamespaceRoot)?;
         }
         match clone::clone3(flags | libc::CLONE_PARENT as u64, None).at(Step::Namespaces)? {
             Side::Child => {}
@@ -284,7 +284,7 @@ fn namespaces(init: &Init<'_>, report: &Report) -> Result<(), Failure> {
     if in_user_namespace {
         // setgroups(2) may be forbidden here, and root has no groups that matter yet.
         let _ = sys::setgroups(&[]);
-        sys::setgid(0).and_then(|()| sys::setuid(0)).at(Step::NamespaceRoot)?;
+        sys::become_namespace_root().at(Step::NamespaceRoot)?;
         // A change of ids sets the flag back to the system's default (prctl(2)).
         sys::set_dumpable(false).at(Step::NamespaceRoot)?;
     }
@@ -299,7 +299,7 @@ fn become_namespace_root_later(report: &Report) -> Result<(), Failure> {
     clone::unshare(Kind::User as u64).at(Step::Namespaces)?;
     report.send(&Record::NeedMaps).at(Step::Parent)?;
     report.wait().at(Step::Parent)?;
-    sys::setgid(0).and_then(|()| sys::setuid(0)).at(Step::NamespaceRoot)
+    sys::become_namespace_root().at(Step::NamespaceRoot)
 }
 
 /// The host's right to join a namespace ends with the join of a user namespace, and begins with it for namespaces that
@@ -341,14 +341,8 @@ fn start(
         if std::mem::take(&mut filter_is_due) {
             identity::install(filter, report)?;
         }
-        let pairs: Vec<(String, String)> = env
-            .as_slice()
-            .iter()
-            .filter_map(|var| var.to_str().ok()?.split_once('='))
-            .map(|(name, value)| (name.to_string(), value.to_string()))
-            .collect();
         let hooks = plan.hooks.start_container();
-        run_hooks(Step::StartContainerHook, "startContainer", hooks, &init.state, "created", &pairs)?;
+        run_hooks(Step::StartContainerHook, "startContainer", hooks, &init.state, "created", &pairs(&env))?;
     }
     for fd in 3..3 + init.preserve_fds as i32 {
         sys::set_cloexec(fd, false).at(Step::Descriptors)?;
@@ -390,6 +384,15 @@ pub fn env_push(env: &mut sys::CStrings, home: Option<std::ffi::CString>) {
     }
 }
 
+/// The variables of an environment by name and value: hooks in the container have those of its process, unless they name
+/// their own.
+fn pairs(env: &sys::CStrings) -> Vec<(String, String)> {
+    let pair = |var: &std::ffi::CString| {
+        var.to_str().ok()?.split_once('=').map(|(name, value)| (name.to_string(), value.to_string()))
+    };
+    env.as_slice().iter().filter_map(pair).collect()
+}
+
 fn has(hooks: &Option<Vec<Hook>>) -> bool {
     hooks.as_ref().is_some_and(|list| !list.is_empty())
 }
@@ -407,12 +410,9 @@ fn run_hooks(
         state.insert("pid".into(), std::process::id().into());
         state.insert("status".into(), status.into());
         let json = serde_json::Value::Object(state).to_string();
-        hooks::start(kind, at, hook, json.as_bytes(), env).and_then(hooks::Running::finish).map_err(|err| Failure {
-            step,
-            item: at as u32,
-            errno: 0,
-            detail: err.to_string(),
-        })?;
+        hooks::start(kind, at, hook, json.as_bytes(), Some(env))
+            .and_then(hooks::Running::finish)
+            .map_err(|err| Failure { step, item: at as u32, errno: 0, detail: err.to_string() })?;
     }
     Ok(())
 }

@@ -517,7 +517,7 @@ impl Underway {
     fn next_hook(&mut self) -> Result<()> {
         let Some((kind, at, hook)) = self.waiting.pop_front() else { return self.session().go_on() };
         let state = hook_json(&self.prepared.state, self.hooked, "creating");
-        self.running = Some(hooks::start(kind, at, &hook, &state, &[])?);
+        self.running = Some(hooks::start(kind, at, &hook, &state, None)?);
         Ok(())
     }
 

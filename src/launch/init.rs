@@ -380,7 +380,7 @@ impl Birth {
         self.state.insert("pid".into(), self.pid().into());
         self.state.insert("status".into(), "creating".into());
         let state = serde_json::Value::Object(self.state.clone()).to_string();
-        self.running = Some(hooks::start(kind, at, &hook, state.as_bytes(), &[])?);
+        self.running = Some(hooks::start(kind, at, &hook, state.as_bytes(), None)?);
         Ok(())
     }
 

@@ -334,10 +334,7 @@ fn scheduler(field: &str, s: &Scheduler) -> Result<SchedAttr> {
     if !(-20..=19).contains(&nice) {
         return Err(Error::invalid(format!("{field}.nice"), format!("{nice} is not between -20 and 19")));
     }
-    if nice != 0 && !matches!(policy, P::SchedOther | P::SchedBatch) {
-        let cause = format!("invalid scheduler.nice: {nice} when scheduler.policy is {policy}");
-        return Err(Error::invalid(format!("{field}.nice"), cause));
-    }
+    // A policy without niceness takes no notice of it (sched_setattr(2)).
     let priority = s.priority().unwrap_or(0);
     if priority != 0 && !matches!(policy, P::SchedFifo | P::SchedRr) {
         let cause = "scheduler.priority can only be specified for SchedFIFO or SchedRR policy";

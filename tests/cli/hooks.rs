@@ -82,8 +82,27 @@ fn a_hook_has_its_own_arguments_and_environment() {
     skiff_test_support::run(run.env("FROM_THE_CALLER", "x"), "").ok();
     let text = std::fs::read_to_string(&out).unwrap();
     assert!(text.starts_with("zero one\nA=b\nPATH=/bin\n"), "{text}");
-    // What runc gives a hook that names none.
-    assert!(!is_skiff() || !text.contains("FROM_THE_CALLER"), "{text}");
+    // The second one names none.
+    assert_eq!(text.matches("FROM_THE_CALLER=x").count(), 1, "{text}");
+    case.end();
+}
+
+#[test]
+fn a_hook_in_the_container_has_the_environment_of_its_process() {
+    let case = Case::new(&["true"]);
+    std::fs::write(case.bundle.path().join("log"), "").unwrap();
+    let log = case.bundle.path().join("log").display().to_string();
+    let case = case.with(|spec| {
+        add_log(spec, &log);
+        spec["process"]["env"] = json!(["PATH=/bin", "OF_THE_PROCESS=y"]);
+        spec["hooks"]["createContainer"] = hook(&format!("env >>{log}"));
+        spec["hooks"]["startContainer"] = hook("env >>/log");
+    });
+    let mut run = case.command(&["run", &case.id]);
+    skiff_test_support::run(run.env("FROM_THE_CALLER", "x"), "").ok();
+    let text = std::fs::read_to_string(&log).unwrap();
+    assert_eq!(text.matches("OF_THE_PROCESS=y").count(), 2, "{text}");
+    assert!(!text.contains("FROM_THE_CALLER"), "{text}");
     case.end();
 }
 
