@@ -458,14 +458,16 @@ impl Container {
                 return Err(Error::new(Kind::FailedPrecondition, text));
             }
         }
-        self.cgroup.kill(libc::SIGKILL)?;
-        if let Some(unit) = &self.state.skiff.unit
-            && let Err(err) = unit.stop()
-        {
-            // The container goes also when systemd does not answer.
-            log::warn!("{err}");
+        if self.state.skiff.unit.is_some() || !self.cgroup.remove_if_bare() {
+            self.cgroup.kill(libc::SIGKILL)?;
+            if let Some(unit) = &self.state.skiff.unit
+                && let Err(err) = unit.stop()
+            {
+                // The container goes also when systemd does not answer.
+                log::warn!("{err}");
+            }
+            self.cgroup.remove()?;
         }
-        self.cgroup.remove()?;
         if let Some(Err(err)) = self.state.skiff.rdt.as_ref().map(Group::remove) {
             log::warn!("{err}");
         }

@@ -1,8 +1,14 @@
 //! Facts about this machine, read once. Does not live here: decisions made from them (plan).
 
 use std::collections::HashMap;
+use std::ffi::{CStr, OsStr};
 use std::io::Read;
-use std::path::PathBuf;
+use std::os::fd::AsFd;
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+
+use nix::fcntl::OFlag;
+use nix::sys::stat::Mode;
 
 use crate::{Error, Result};
 
@@ -30,10 +36,15 @@ pub struct Hierarchy {
 const NO_CONTROLLERS: [&str; 7] = ["rw", "ro", "xattr", "noprefix", "clone_children", "cpuset_v2_mode", "favordynmods"];
 
 impl Cgroups {
-    /// Reads `/proc/self/mountinfo` and `/proc/self/cgroup`.
+    /// Reads `/proc/self/cgroup` and looks at the usual places; `/proc/self/mountinfo`, which is as long as the host has
+    /// mounts, only where a hierarchy is elsewhere.
     pub fn read() -> Result<Cgroups> {
         let read = |path: &str| read_proc(path).map_err(|e| Error::io(format!("read {path:?}"), &e));
-        Ok(parse(&read("/proc/self/mountinfo")?, &read("/proc/self/cgroup")?))
+        let own = read("/proc/self/cgroup")?;
+        match usual(&own, &kinds_of_places()) {
+            Some(cgroups) => Ok(cgroups),
+            None => Ok(parse(&read("/proc/self/mountinfo")?, &own)),
+        }
     }
 
     /// True when only v2 is mounted.
@@ -47,6 +58,69 @@ fn read_proc(path: &str) -> std::io::Result<String> {
     let mut text = String::with_capacity(16 << 10);
     std::fs::File::open(path)?.read_to_string(&mut text)?;
     Ok(text)
+}
+
+/// Where systemd and others mount cgroups (cgroups(7)).
+const TOP: &CStr = c"/sys/fs/cgroup";
+
+/// What a directory is on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Filesystem {
+    Tmpfs,
+    CgroupV1,
+    CgroupV2,
+    Other,
+}
+
+/// Tells what the places are on that have these names below [`TOP`].
+fn kinds_of_places() -> impl Fn(&str) -> Filesystem {
+    let top = crate::sys::path::open_dir(TOP);
+    move |name| {
+        let Ok(top) = &top else { return Filesystem::Other };
+        // One name to look up from there on, not four.
+        let flags = OFlag::O_PATH | OFlag::O_CLOEXEC;
+        let magic =
+            nix::fcntl::openat(top, name, flags, Mode::empty()).and_then(|dir| crate::sys::path::magic(dir.as_fd()));
+        match magic {
+            Ok(libc::TMPFS_MAGIC) => Filesystem::Tmpfs,
+            Ok(libc::CGROUP_SUPER_MAGIC) => Filesystem::CgroupV1,
+            Ok(libc::CGROUP2_SUPER_MAGIC) => Filesystem::CgroupV2,
+            _ => Filesystem::Other,
+        }
+    }
+}
+
+/// The hierarchies of `/proc/self/cgroup`, each at its usual place below [`TOP`]. None when one of them is not there. Below a tmpfs, or a cgroup2 for v1, a directory of their file system can only be their mount.
+fn usual(cgroup: &str, kind: &dyn Fn(&str) -> Filesystem) -> Option<Cgroups> {
+    let below = kind(".");
+    let mut out = Cgroups::default();
+    for line in cgroup.lines() {
+        let mut fields = line.splitn(3, ':');
+        let (_, controllers, own) = (fields.next()?, fields.next()?, fields.next()?);
+        let (name, wanted) = match (controllers, below) {
+            ("", Filesystem::CgroupV2) => ("", Filesystem::CgroupV2),
+            ("", Filesystem::Tmpfs) => ("unified", Filesystem::CgroupV2),
+            (_, Filesystem::CgroupV2 | Filesystem::Tmpfs) => {
+                (controllers.strip_prefix("name=").unwrap_or(controllers), Filesystem::CgroupV1)
+            }
+            _ => return None,
+        };
+        if !name.is_empty() && kind(name) != wanted {
+            return None;
+        }
+        let top = OsStr::from_bytes(TOP.to_bytes());
+        let mountpoint = if name.is_empty() { PathBuf::from(top) } else { Path::new(top).join(name) };
+        let own = PathBuf::from(own);
+        if controllers.is_empty() {
+            out.v2 = Some(Hierarchy { controllers: Vec::new(), mountpoint, own });
+        } else {
+            let controllers = controllers.split(',').map(str::to_string).collect();
+            out.v1.push(Hierarchy { controllers, mountpoint, own });
+        }
+    }
+    // The order of their making, which is that of the table of mounts.
+    out.v1.reverse();
+    Some(out)
 }
 
 fn parse(mountinfo: &str, cgroup: &str) -> Cgroups {
@@ -109,7 +183,6 @@ pub(crate) fn unescape(field: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::path::Path;
 
     #[test]
     fn a_hybrid_host_has_both() {
@@ -127,6 +200,34 @@ mod tests {
         assert_eq!(host.v1[1].mountpoint, Path::new("/sys/fs/cgroup/cpu,cpuacct"));
         assert_eq!(host.v1[1].own, Path::new("/user"));
         assert_eq!(host.v1[0].controllers, ["name=systemd"]);
+    }
+
+    #[test]
+    fn hierarchies_are_looked_for_where_they_usually_are() {
+        let hybrid = |name: &str| match name {
+            "." => Filesystem::Tmpfs,
+            "unified" => Filesystem::CgroupV2,
+            "cpu,cpuacct" | "systemd" => Filesystem::CgroupV1,
+            _ => Filesystem::Other,
+        };
+        let host = usual("3:cpu,cpuacct:/user\n1:name=systemd:/init.scope\n0::/init.scope\n", &hybrid).unwrap();
+        assert_eq!(host.v2.unwrap().mountpoint, Path::new("/sys/fs/cgroup/unified"));
+        let [systemd, cpu] = &host.v1[..] else { panic!("{:?}", host.v1) };
+        assert_eq!((systemd.controllers.len(), systemd.mountpoint.as_path()), (1, Path::new("/sys/fs/cgroup/systemd")));
+        assert_eq!(cpu.controllers, ["cpu", "cpuacct"]);
+        assert_eq!(cpu.own, Path::new("/user"));
+
+        // Mounted elsewhere, or not at all: the table of mounts tells.
+        assert!(usual("4:memory:/\n0::/\n", &hybrid).is_none());
+        assert!(usual("0::/\n", &|_| Filesystem::Other).is_none());
+
+        let pure = |name: &str| match name {
+            "." | "memory" => Filesystem::CgroupV2,
+            _ => Filesystem::Other,
+        };
+        assert!(usual("0::/a\n", &pure).unwrap().pure_v2());
+        // A group of v2 that has the name of a controller of v1.
+        assert!(usual("4:memory:/\n0::/\n", &pure).is_none());
     }
 
     #[test]

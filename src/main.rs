@@ -1,7 +1,6 @@
 //! runc's command line over the skiff library.
+#![cfg_attr(not(test), no_main)]
 
 mod cli;
 
-fn main() {
-    std::process::exit(cli::run());
-}
+skiff::program!(cli::run);

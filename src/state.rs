@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::io::Write;
 use std::os::fd::OwnedFd;
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
@@ -131,6 +131,11 @@ pub const GATE: &str = "exec.fifo";
 const ANSWER: &str = "answer/exec.fifo";
 const ANSWERS: &str = "answer";
 const FILE: &str = "state.json";
+const STAGED: &str = ".state.json";
+/// Of the state directory: its name may be asked for, its contents are root's.
+const MODE: u32 = 0o711;
+/// The sticky bit of a state directory: its container waits for a start that its maker alone can give. A mark that costs no file.
+const WAITS: u32 = 0o1000;
 /// Where the rootfs is bound during a restore.
 pub const CRIU_ROOT: &str = "criu-root";
 
@@ -156,10 +161,11 @@ impl Dir {
         Ok(Dir(root.join(id)))
     }
 
-    /// Makes it; the id is taken when it is there already.
-    pub fn reserve(root: &Path, id: &str) -> Result<Dir> {
+    /// Makes it; the id is taken when it is there already. `waits`: marked as one whose container waits for its start.
+    pub fn reserve(root: &Path, id: &str, waits: bool) -> Result<Dir> {
         let dir = Dir::at(root, id)?;
-        let make = || fs::DirBuilder::new().mode(0o711).create(&dir.0);
+        let mode = if waits { MODE | WAITS } else { MODE };
+        let make = || fs::DirBuilder::new().mode(mode).create(&dir.0);
         let made = match make() {
             Err(err) if err.kind() == std::io::ErrorKind::NotFound => {
                 let name = root.display().to_string();
@@ -188,15 +194,28 @@ impl Dir {
 
     /// Writes state.json: all of it or nothing.
     pub fn save(&self, state: &State) -> Result<()> {
-        let (temporary, path) = (self.0.join(".state.json"), self.0.join(FILE));
+        self.stage(state)?;
+        self.commit()
+    }
+
+    /// Writes what [`Dir::commit`] makes state.json; until then nobody reads it.
+    pub fn stage(&self, state: &State) -> Result<()> {
         let json = serde_json::to_vec(state).map_err(|e| Error::new(Kind::System, format!("write state.json: {e}")))?;
         let write = || -> std::io::Result<()> {
-            let mut file =
-                fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&temporary)?;
-            file.write_all(&json)?;
-            fs::rename(&temporary, &path)
+            let mut options = fs::OpenOptions::new();
+            let mut file = options.write(true).create(true).truncate(true).mode(0o600).open(self.0.join(STAGED))?;
+            file.write_all(&json)
         };
-        write().map_err(|e| Error::io(format!("write {:?}", path.display().to_string()), &e))
+        write().map_err(|e| self.unwritten(&e))
+    }
+
+    /// The state that was staged counts from now on.
+    pub fn commit(&self) -> Result<()> {
+        fs::rename(self.0.join(STAGED), self.0.join(FILE)).map_err(|e| self.unwritten(&e))
+    }
+
+    fn unwritten(&self, err: &std::io::Error) -> Error {
+        Error::io(format!("write {:?}", self.0.join(FILE).display().to_string()), err)
     }
 
     /// Reads state.json.
@@ -212,7 +231,7 @@ impl Dir {
 
     /// True while the container waits for its start.
     pub fn has_gate(&self) -> bool {
-        self.0.join(GATE).exists()
+        fs::metadata(&self.0).is_ok_and(|dir| dir.mode() & WAITS != 0) || self.0.join(GATE).exists()
     }
 
     /// Makes the gate. Both FIFOs are opened for reading and writing, so that neither end waits for the other.
@@ -226,12 +245,6 @@ impl Dir {
         nix::unistd::mkdir(&self.0.join(ANSWERS), Mode::from_bits_truncate(0o700))
             .map_err(|errno| Error::sys(format!("make {ANSWERS:?}"), errno))?;
         Ok((make(GATE)?, make(ANSWER)?))
-    }
-
-    /// Marks the container as waiting for its start by this process alone.
-    pub fn mark_gate(&self) -> Result<()> {
-        nix::unistd::mkfifo(&self.0.join(GATE), Mode::from_bits_truncate(0o600))
-            .map_err(|errno| Error::sys(format!("make {GATE:?}"), errno))
     }
 
     /// Opens the gate of a waiting init: writes its word and returns where it answers. None when nobody waits.
@@ -253,6 +266,10 @@ impl Dir {
 
     /// Removes the gate: the container has been started.
     pub fn remove_gate(&self) {
+        if fs::metadata(&self.0).is_ok_and(|dir| dir.mode() & WAITS != 0) {
+            let _ = fs::set_permissions(&self.0, fs::Permissions::from_mode(MODE));
+            return;
+        }
         for name in [GATE, ANSWER] {
             let _ = fs::remove_file(self.0.join(name));
         }
@@ -271,6 +288,11 @@ impl Dir {
             unmounted
                 .and_then(|()| fs::remove_dir(&bound))
                 .map_err(|e| Error::io(format!("unmount {:?}", bound.display().to_string()), &e))?;
+        }
+        // What most have left is the state alone.
+        let _ = fs::remove_file(self.0.join(FILE));
+        if fs::remove_dir(&self.0).is_ok() {
+            return Ok(());
         }
         match fs::remove_dir_all(&self.0) {
             Err(err) if err.kind() != std::io::ErrorKind::NotFound => {
@@ -312,7 +334,8 @@ pub struct ProcStat {
 
 /// Reads `/proc/<pid>/stat`; None when there is no such process.
 pub fn proc_stat(pid: i32) -> Option<ProcStat> {
-    parse_stat(&fs::read_to_string(format!("/proc/{pid}/stat")).ok()?)
+    // A process may call itself anything, also what is no UTF-8.
+    parse_stat(&String::from_utf8_lossy(&fs::read(format!("/proc/{pid}/stat")).ok()?))
 }
 
 fn parse_stat(text: &str) -> Option<ProcStat> {
@@ -342,13 +365,13 @@ mod tests {
     fn a_taken_id_is_refused_and_a_removed_one_is_free() {
         let root = tempfile::tempdir().unwrap();
         let root = root.path().join("deep/root");
-        let dir = Dir::reserve(&root, "a").unwrap();
-        assert_eq!(Dir::reserve(&root, "a").unwrap_err().kind(), Kind::AlreadyExists);
+        let dir = Dir::reserve(&root, "a", false).unwrap();
+        assert_eq!(Dir::reserve(&root, "a", false).unwrap_err().kind(), Kind::AlreadyExists);
         assert_eq!(dir.load().unwrap_err().to_string(), CONTAINER_DOES_NOT_EXIST);
         assert_eq!(ids(&root).unwrap(), ["a"]);
         dir.remove().unwrap();
         dir.remove().unwrap();
-        Dir::reserve(&root, "a").unwrap();
+        Dir::reserve(&root, "a", false).unwrap();
     }
 
     #[test]
@@ -361,12 +384,23 @@ mod tests {
     #[test]
     fn nobody_waits_at_a_gate_without_a_reader() {
         let root = tempfile::tempdir().unwrap();
-        let dir = Dir::reserve(root.path(), "a").unwrap();
+        let dir = Dir::reserve(root.path(), "a", false).unwrap();
         assert!(dir.open_gate().unwrap().is_none());
         let (go, answer) = dir.make_gate().unwrap();
         assert!(dir.has_gate());
         assert!(dir.open_gate().unwrap().is_some());
         drop((go, answer));
         assert!(dir.open_gate().unwrap().is_none());
+    }
+
+    #[test]
+    fn the_mark_of_a_gate_goes_with_the_start() {
+        let root = tempfile::tempdir().unwrap();
+        let dir = Dir::reserve(root.path(), "a", true).unwrap();
+        assert!(dir.has_gate());
+        assert!(dir.open_gate().unwrap().is_none());
+        dir.remove_gate();
+        assert!(!dir.has_gate());
+        assert_eq!(fs::metadata(dir.path()).unwrap().mode() & 0o7777, MODE);
     }
 }

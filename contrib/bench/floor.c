@@ -63,7 +63,7 @@ static void child(const char *rootfs, int doors[], int count)
 
 int main(int argc, char **argv)
 {
-	int doors[32], count = 0;
+	int doors[32], count = 0, unified = -1;
 	char path[4096];
 	for (int i = 2; i < argc && count < 32; i++) {
 		CHECK(mkdir(argv[i], 0755));
@@ -83,16 +83,19 @@ int main(int argc, char **argv)
 		}
 		snprintf(path, sizeof path, "%s/tasks", argv[i]);
 		int door = open(path, O_WRONLY | O_CLOEXEC);
-		if (door < 0) {
-			snprintf(path, sizeof path, "%s/cgroup.procs", argv[i]);
-			CHECK(door = open(path, O_WRONLY | O_CLOEXEC));
-		}
-		doors[count++] = door;
+		if (door < 0)
+			CHECK(unified = open(argv[i], O_PATH | O_DIRECTORY | O_CLOEXEC));
+		else
+			doors[count++] = door;
 	}
 	struct clone_args args = {
 		.flags = CLONE_NEWNS | CLONE_NEWPID | CLONE_NEWNET | CLONE_NEWIPC | CLONE_NEWUTS,
 		.exit_signal = SIGCHLD,
 	};
+	if (unified >= 0) {
+		args.flags |= CLONE_INTO_CGROUP;
+		args.cgroup = (__u64)unified;
+	}
 	long pid = syscall(SYS_clone3, &args, sizeof args);
 	CHECK(pid);
 	if (pid == 0)

@@ -1,4 +1,5 @@
 //! `containerd-shim-skiff-v2`: a containerd shim v2 that is the runtime. Does not live here: making containers (the skiff library).
+#![cfg_attr(not(test), no_main)]
 
 mod args;
 mod bootstrap;
@@ -24,11 +25,13 @@ mod streaming;
 mod task;
 
 use std::io::Write;
-use std::process::ExitCode;
 
 use args::{Action, Args};
 
-fn main() -> ExitCode {
+skiff::program!(run);
+
+/// Its exit status.
+fn run() -> i32 {
     let args = match Args::parse(std::env::args().skip(1)) {
         Ok(args) => args,
         Err(err) => return fail(&err),
@@ -43,7 +46,7 @@ fn main() -> ExitCode {
         Action::Delete => reply(|| delete::run(&args)),
     };
     match done {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(()) => 0,
         Err(err) => fail(&err.to_string()),
     }
 }
@@ -54,7 +57,7 @@ fn reply(make: impl FnOnce() -> skiff::Result<Vec<u8>>) -> skiff::Result<()> {
     std::io::stdout().write_all(&bytes).map_err(|e| skiff::Error::io("write the reply", &e))
 }
 
-fn fail(text: &str) -> ExitCode {
+fn fail(text: &str) -> i32 {
     eprintln!("containerd-shim-skiff-v2: {text}");
-    ExitCode::FAILURE
+    1
 }

@@ -1,5 +1,6 @@
 //! One cgroup directory: made, read and written below a directory fd.
 
+use std::cell::OnceCell;
 use std::fs;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
@@ -16,6 +17,7 @@ use crate::{Error, Kind, Result};
 pub struct Directory {
     path: PathBuf,
     fd: Option<OwnedFd>,
+    door: OnceCell<OwnedFd>,
     /// Its controllers; `""` on v2.
     pub controllers: Vec<String>,
 }
@@ -63,7 +65,12 @@ impl Directory {
     /// An existing one; one that is gone has no files.
     pub fn open(path: &Path, controllers: Vec<String>) -> Directory {
         let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
-        Directory { path: path.to_path_buf(), fd: open(path, flags, Mode::empty()).ok(), controllers }
+        Directory {
+            path: path.to_path_buf(),
+            fd: open(path, flags, Mode::empty()).ok(),
+            door: OnceCell::new(),
+            controllers,
+        }
     }
 
     /// Absolute path.
@@ -76,9 +83,12 @@ impl Directory {
         self.controllers == [""]
     }
 
-    /// The file by which a process enters alone: see [`super::Cgroup::doors`].
-    pub fn door(&self) -> &'static str {
-        door(self.is_v2())
+    /// The file by which a process enters alone, see [`super::Cgroup::doors`]; it stays open for the next one.
+    pub fn door(&self) -> nix::Result<BorrowedFd<'_>> {
+        if self.door.get().is_none() {
+            let _ = self.door.set(self.file(door(self.is_v2()), OFlag::O_WRONLY)?);
+        }
+        self.door.get().map(AsFd::as_fd).ok_or(Errno::EBADF)
     }
 
     /// Its fd, if it is there.
@@ -198,12 +208,18 @@ impl Directory {
 
     /// Removes it alone: EBUSY when there is something in it.
     pub fn remove_bare(&self) -> nix::Result<()> {
-        rmdir(&self.path)
+        let (Some(fd), Some(name)) = (&self.fd, self.path.file_name()) else { return rmdir(&self.path) };
+        // By way of its own descriptor the kernel has to look up one name, not five.
+        let name = Path::new("..").join(name);
+        match nix::unistd::unlinkat(fd, &name, nix::unistd::UnlinkatFlags::RemoveDir) {
+            Err(Errno::ENOENT | Errno::EROFS) => rmdir(&self.path),
+            other => other,
+        }
     }
 
     /// Removes it and everything below it.
     pub fn remove(&self) -> nix::Result<()> {
-        match rmdir(&self.path) {
+        match self.remove_bare() {
             Err(Errno::EBUSY | Errno::ENOTEMPTY) => {}
             other => return other,
         }

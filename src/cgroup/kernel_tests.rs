@@ -37,7 +37,7 @@ fn planned(name: &str, resources: &str) -> CgroupPlan {
 fn a_cgroup_holds_limits_freezes_kills_and_goes() {
     let plan = planned("life", r#"{"memory":{"limit":67108864},"pids":{"limit":50}}"#);
     let cgroup = Cgroup::create(&plan).unwrap();
-    let result = std::panic::catch_unwind(|| {
+    let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
         cgroup.set_devices(&plan).and_then(|()| cgroup.apply(&plan)).unwrap();
         let mut sleep = Sleep::new();
         cgroup.attach(sleep.pid()).unwrap();
@@ -72,7 +72,7 @@ fn a_cgroup_holds_limits_freezes_kills_and_goes() {
         assert!(cgroup.paths().values().all(|path| !path.exists()));
         assert!(cgroup.pids().unwrap().is_empty());
         assert_eq!(cgroup.stats().unwrap_err().kind(), Kind::NotFound);
-    });
+    }));
     let _ = cgroup.kill(libc::SIGKILL);
     let _ = cgroup.remove();
     result.unwrap();

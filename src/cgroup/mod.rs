@@ -7,6 +7,7 @@ mod oom;
 pub mod stats;
 pub mod systemd;
 
+use std::cell::OnceCell;
 use std::collections::BTreeMap;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
@@ -31,7 +32,25 @@ pub struct Cgroup {
     paths: BTreeMap<String, PathBuf>,
     dirs: Vec<Directory>,
     /// Files of groups that are no cgroups, which a process enters like one.
-    beside: Vec<PathBuf>,
+    beside: Vec<Beside>,
+}
+
+/// A file of a group that is no cgroup, and its descriptor from the first use on.
+#[derive(Debug)]
+struct Beside {
+    path: PathBuf,
+    door: OnceCell<OwnedFd>,
+}
+
+impl Beside {
+    fn door(&self) -> Result<BorrowedFd<'_>> {
+        if self.door.get().is_none() {
+            let file = nix::fcntl::open(&self.path, OFlag::O_WRONLY | OFlag::O_CLOEXEC, Mode::empty());
+            let file = file.map_err(|errno| Error::sys(format!("linux.intelRdt: open {:?}", self.path), errno))?;
+            let _ = self.door.set(file);
+        }
+        Ok(self.door.get().expect("it was set above").as_fd())
+    }
 }
 
 /// How long freezing and removing may take before it is an error.
@@ -137,12 +156,12 @@ impl Cgroup {
             }
             dir.push(path);
         }
-        Ok(Cgroup::open(&out)?.with(self.beside.clone()))
+        Ok(Cgroup::open(&out)?.with(self.beside.iter().map(|beside| beside.path.clone()).collect()))
     }
 
     /// The same, with files of groups that are no cgroups ([`crate::rdt`]), which a process enters like one.
     pub fn with(mut self, beside: Vec<PathBuf>) -> Cgroup {
-        self.beside = beside;
+        self.beside = beside.into_iter().map(|path| Beside { path, door: OnceCell::new() }).collect();
         self
     }
 
@@ -164,18 +183,17 @@ impl Cgroup {
     /// Files by which a process enters: it writes `0` to each. A single thread that moves itself in v1 takes no lock
     /// that the whole machine waits for, and no RCU grace period, unlike a process that is moved by another
     /// (kernel/cgroup/cgroup.c, cgroup_procs_write_start). `born`: the process is in the v2 directory already.
-    pub fn doors(&self, born: bool) -> Result<Vec<OwnedFd>> {
+    pub fn doors(&self, born: bool) -> Result<Vec<BorrowedFd<'_>>> {
         self.doors_but(None, born)
     }
 
     /// The same, where the directories of `part`, a [`Cgroup::part`], stand for this one's.
-    pub fn doors_but(&self, part: Option<&Cgroup>, born: bool) -> Result<Vec<OwnedFd>> {
+    pub fn doors_but<'a>(&'a self, part: Option<&'a Cgroup>, born: bool) -> Result<Vec<BorrowedFd<'a>>> {
         let mut out = Vec::new();
         for dir in self.dirs.iter().filter(|dir| !(born && dir.is_v2())) {
             let instead = part.into_iter().flat_map(|part| &part.dirs).find(|one| one.controllers == dir.controllers);
             let dir = instead.unwrap_or(dir);
-            let file = dir.door();
-            match dir.open_file(file, OFlag::O_WRONLY) {
+            match dir.door() {
                 Err(errno) if self.rootless && refused(Some(errno)) => {}
                 Err(errno) => {
                     let what = format!(
@@ -187,9 +205,8 @@ impl Cgroup {
                 Ok(fd) => out.push(fd),
             }
         }
-        for path in &self.beside {
-            let file = nix::fcntl::open(path, OFlag::O_WRONLY | OFlag::O_CLOEXEC, Mode::empty());
-            out.push(file.map_err(|errno| Error::sys(format!("linux.intelRdt: open {path:?}"), errno))?);
+        for beside in &self.beside {
+            out.push(beside.door()?);
         }
         Ok(out)
     }
@@ -205,7 +222,7 @@ impl Cgroup {
                 Error::sys(format!("unable to apply cgroup configuration: adding pid {pid} to {:?}", dir.path()), errno)
             })?;
         }
-        for path in &self.beside {
+        for Beside { path, .. } in &self.beside {
             std::fs::write(path, pid.to_string())
                 .map_err(|e| Error::io(format!("linux.intelRdt: write {pid} to {path:?}"), &e))?;
         }
@@ -460,9 +477,10 @@ impl Cgroup {
         Ok(Cgroup { rootless: self.rootless, paths, dirs: vec![directory], beside: Vec::new() })
     }
 
-    /// Removes it if there is neither a process nor a cgroup in it; takes no time.
+    /// Removes it if there is neither a process nor a cgroup in it; takes no time. The directory that tells whether there
+    /// are processes goes first: as long as it is there, [`Cgroup::kill`] finds them.
     pub fn remove_if_bare(&self) -> bool {
-        self.dirs.iter().all(|dir| dir.remove_bare().is_ok())
+        self.any().is_none_or(|dir| dir.remove_bare().is_ok()) && self.dirs.iter().all(|dir| dir.remove_bare().is_ok())
     }
 
     /// Removes it if it has no processes; one that has them stays.

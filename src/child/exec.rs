@@ -1,6 +1,6 @@
 //! The birth of an exec process: joins the container through its init's pidfd, becomes the user, execs.
 
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use nix::sys::stat::{Mode, umask};
 
@@ -34,7 +34,7 @@ pub struct Exec<'a> {
     /// The socket to the parent.
     pub report: OwnedFd,
     /// Files to enter the cgroup by.
-    pub doors: Vec<OwnedFd>,
+    pub doors: Vec<BorrowedFd<'a>>,
     /// What is not allowed to an ordinary user is no failure.
     pub lenient: bool,
     /// The parent has something to do first: it says when it is done.
@@ -82,7 +82,7 @@ fn birth(exec: &Exec<'_>, report: &Report) -> Result<std::convert::Infallible, F
     }
     if exec.in_user_namespace {
         let _ = sys::setgroups(&[]);
-        sys::setgid(0).and_then(|()| sys::setuid(0)).at(Step::NamespaceRoot)?;
+        sys::become_namespace_root().at(Step::NamespaceRoot)?;
         sys::set_dumpable(false).at(Step::NamespaceRoot)?;
     }
     umask(Mode::empty());

@@ -1,7 +1,7 @@
 //! From a root in the container to the user that the spec names: labels, capabilities, ids, working directory, program.
 
 use std::ffi::{CStr, CString};
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 
 use nix::errno::Errno;
 use nix::fcntl::{AtFlags, OFlag};
@@ -25,35 +25,9 @@ pub fn notifies(filter: Filter<'_>) -> bool {
     filter.is_some_and(|(_, flags)| flags & NEW_LISTENER != 0)
 }
 
-/// How a process comes into its cgroup: it writes `0` to these files.
-#[derive(Debug)]
-pub enum Doors {
-    /// They are open.
-    Open(Vec<OwnedFd>),
-    /// They are there when the parent says so.
-    Later(Vec<CString>),
-}
-
-impl Doors {
-    /// Opens those that were not there yet.
-    pub fn open(&mut self) -> Result<&[OwnedFd], Failure> {
-        if let Doors::Later(paths) = self {
-            let flags = OFlag::O_WRONLY | OFlag::O_CLOEXEC | OFlag::O_NOFOLLOW;
-            let open = |(at, path): (usize, &CString)| {
-                nix::fcntl::open(path.as_c_str(), flags, Mode::empty()).at_item(Step::Cgroup, at)
-            };
-            *self = Doors::Open(paths.iter().enumerate().map(open).collect::<Result<_, _>>()?);
-        }
-        match self {
-            Doors::Open(doors) => Ok(doors),
-            Doors::Later(_) => Ok(&[]),
-        }
-    }
-}
-
 /// What is to be done while the process is still the runtime's: enters its cgroup, leaves the caller's processors, and
 /// sets its score while it may still lower it. `lenient`: what is not allowed is no failure.
-pub fn settle(doors: &[OwnedFd], score: Option<i32>, lenient: bool) -> Result<(), Failure> {
+pub fn settle<F: AsFd>(doors: &[F], score: Option<i32>, lenient: bool) -> Result<(), Failure> {
     let allowed = |done: nix::Result<usize>| match done {
         Err(Errno::EACCES | Errno::EPERM) if lenient => Ok(()),
         other => other.map(drop),
@@ -301,7 +275,11 @@ fn executable(path: &CStr) -> nix::Result<()> {
     if stat.st_mode & libc::S_IFMT == libc::S_IFDIR {
         return Err(Errno::EISDIR);
     }
-    faccessat(nix::fcntl::AT_FDCWD, path, AccessFlags::X_OK, AtFlags::AT_EACCESS)
+    // The real ids are the effective ones by now. A filter that is on already may know nothing of this call.
+    match faccessat(nix::fcntl::AT_FDCWD, path, AccessFlags::X_OK, AtFlags::empty()) {
+        Err(Errno::EPERM | Errno::ENOSYS) if stat.st_mode & 0o111 != 0 => Ok(()),
+        other => other,
+    }
 }
 
 /// The home of `uid` in the container's `/etc/passwd`; `/` when it does not tell. The file is the image's: only a

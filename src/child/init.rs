@@ -1,7 +1,7 @@
 //! The birth of a container's init, from clone to execve, as one straight line.
 
 use std::collections::BTreeMap;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
 
 use nix::errno::Errno;
@@ -9,7 +9,7 @@ use nix::fcntl::OFlag;
 use nix::sys::stat::{Mode, SFlag, umask};
 use oci_spec::runtime::{Hook, LinuxNamespaceType as Kind};
 
-use super::identity::{Doors, Limits};
+use super::identity::Limits;
 use super::report::{self, At, Failure, Record, Report, Step};
 use super::rootfs::{self, Surroundings};
 use super::{console, identity};
@@ -38,8 +38,8 @@ pub struct Init<'a> {
     pub sources: Vec<Option<OwnedFd>>,
     /// CLONE_NEW* that the child makes while the parent makes the cgroup.
     pub unshare: Option<u64>,
-    /// Files to enter the cgroup by.
-    pub doors: Doors,
+    /// Files to enter the cgroup by; with `unshare` they come from the parent when they are there.
+    pub doors: Vec<BorrowedFd<'a>>,
     /// The parent has something to do first: it says when it is done.
     pub wait_for_parent: bool,
     /// The container's cgroup directories.
@@ -112,15 +112,27 @@ fn birth(init: &mut Init<'_>, report: Report) -> Result<(), (Failure, Report)> {
 
 fn create(init: &mut Init<'_>, report: &Report) -> Result<Execve, Failure> {
     let plan = init.plan;
+    // While the parent makes the cgroup, unless the names are those of a namespace that is joined later.
+    let names_first = init.unshare.is_some_and(|flags| flags & Kind::Uts as u64 != 0);
+    let mut later = Vec::new();
     if let Some(flags) = init.unshare {
         init.mark("namespaces of its own");
         clone::unshare(flags).at(Step::Namespaces)?;
-        report.wait().at(Step::Parent)?;
+        if names_first {
+            name(plan)?;
+        }
+        init.mark("wait for the cgroup");
+        later = report.wait_for_fds().at(Step::Parent)?;
     }
     init.mark("cgroup");
     // In a user namespace of its own it may not lower its score: the parent does it.
     let score = plan.process.oom_score_adj.filter(|_| !plan.namespaces.makes(Kind::User));
-    identity::settle(init.doors.open()?, score, plan.rootless)?;
+    if init.unshare.is_some() {
+        identity::settle(&later, score, plan.rootless)?;
+    } else {
+        identity::settle(&init.doors, score, plan.rootless)?;
+    }
+    drop(later);
     let init = &*init;
     if init.wait_for_parent {
         report.wait().at(Step::Parent)?;
@@ -131,15 +143,9 @@ fn create(init: &mut Init<'_>, report: &Report) -> Result<Execve, Failure> {
     namespaces(init, report)?;
     umask(Mode::empty());
     let _ = nix::unistd::setsid();
-    init.mark("network and names");
-    if plan.namespaces.makes(Kind::Network) {
-        sys::loopback_up().at(Step::Loopback)?;
-    }
-    if let Some(name) = &plan.hostname {
-        nix::unistd::sethostname(std::ffi::OsStr::new(&*name.to_string_lossy())).at(Step::Hostname)?;
-    }
-    if let Some(name) = &plan.domainname {
-        sys::setdomainname(name.to_bytes()).at(Step::Domainname)?;
+    if !names_first {
+        init.mark("network and names");
+        name(plan)?;
     }
     if let Some(name) = &plan.keyring {
         sys::new_session_keyring(name).at(Step::Keyring)?;
@@ -223,6 +229,17 @@ fn create(init: &mut Init<'_>, report: &Report) -> Result<Execve, Failure> {
     identity::become_user(&plan.process, filter, in_user_namespace, Limits { own: !in_user_namespace }, report)
 }
 
+/// What its network and UTS namespaces are to be like.
+fn name(plan: &Plan) -> Result<(), Failure> {
+    if plan.namespaces.makes(Kind::Network) {
+        sys::loopback_up().at(Step::Loopback)?;
+    }
+    if let Some(name) = &plan.hostname {
+        nix::unistd::sethostname(std::ffi::OsStr::new(&*name.to_string_lossy())).at(Step::Hostname)?;
+    }
+    plan.domainname.as_ref().map_or(Ok(()), |name| sys::setdomainname(name.to_bytes()).at(Step::Domainname))
+}
+
 /// A stream on the host's /dev/null moves to the container's: it would hold a mount of the host's, which criu(8) cannot
 /// dump either. As long as the container has one.
 fn own_null() -> nix::Result<()> {
@@ -257,7 +274,7 @@ fn namespaces(init: &Init<'_>, report: &Report) -> Result<(), Failure> {
             become_namespace_root_later(report)?;
         } else {
             let _ = sys::setgroups(&[]);
-            sys::setgid(0).and_then(|()| sys::setuid(0)).at(Step::NamespaceRoot)?;
+            sys::become_namespace_root().at(Step::NamespaceRoot)?;
         }
         match clone::clone3(flags | libc::CLONE_PARENT as u64, None).at(Step::Namespaces)? {
             Side::Child => {}
@@ -271,7 +288,7 @@ fn namespaces(init: &Init<'_>, report: &Report) -> Result<(), Failure> {
     if in_user_namespace {
         // setgroups(2) may be forbidden here, and root has no groups that matter yet.
         let _ = sys::setgroups(&[]);
-        sys::setgid(0).and_then(|()| sys::setuid(0)).at(Step::NamespaceRoot)?;
+        sys::become_namespace_root().at(Step::NamespaceRoot)?;
         // A change of ids sets the flag back to the system's default (prctl(2)).
         sys::set_dumpable(false).at(Step::NamespaceRoot)?;
     }
@@ -286,7 +303,7 @@ fn become_namespace_root_later(report: &Report) -> Result<(), Failure> {
     clone::unshare(Kind::User as u64).at(Step::Namespaces)?;
     report.send(&Record::NeedMaps).at(Step::Parent)?;
     report.wait().at(Step::Parent)?;
-    sys::setgid(0).and_then(|()| sys::setuid(0)).at(Step::NamespaceRoot)
+    sys::become_namespace_root().at(Step::NamespaceRoot)
 }
 
 /// The host's right to join a namespace ends with the join of a user namespace, and begins with it for namespaces that

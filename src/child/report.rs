@@ -3,8 +3,9 @@
 use std::io::IoSlice;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 
+use nix::cmsg_space;
 use nix::errno::Errno;
-use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg};
+use nix::sys::socket::{ControlMessage, ControlMessageOwned, MsgFlags, recvmsg, sendmsg};
 
 macro_rules! steps {
     ($($(#[doc = $doc:literal])* $name:ident,)*) => {
@@ -225,6 +226,9 @@ pub enum Record {
     Failed(Failure),
 }
 
+/// The most descriptors that come with a word of the parent's: one for each hierarchy of cgroups.
+const MAX_FDS: usize = 64;
+
 /// The largest record, and so the longest detail, in bytes.
 pub const MAX_RECORD: usize = 4096;
 
@@ -313,6 +317,30 @@ impl Report {
         let fds: [RawFd; 1] = [fd.as_raw_fd()];
         let control = [ControlMessage::ScmRights(&fds)];
         sendmsg::<()>(self.0.as_raw_fd(), &[IoSlice::new(&bytes)], &control, MsgFlags::MSG_NOSIGNAL, None).map(drop)
+    }
+
+    /// Waits for the parent's word, and for the descriptors that come with it.
+    pub fn wait_for_fds(&self) -> nix::Result<Vec<OwnedFd>> {
+        let mut byte = [0];
+        let mut space = cmsg_space!([RawFd; MAX_FDS]);
+        loop {
+            let mut iov = [std::io::IoSliceMut::new(&mut byte)];
+            let flags = MsgFlags::MSG_CMSG_CLOEXEC;
+            let message = match recvmsg::<()>(self.0.as_raw_fd(), &mut iov, Some(&mut space), flags) {
+                Err(Errno::EINTR) => continue,
+                other => other?,
+            };
+            if message.bytes == 0 {
+                return Err(Errno::ECONNRESET);
+            }
+            let mut out = Vec::new();
+            for control in message.cmsgs()? {
+                if let ControlMessageOwned::ScmRights(fds) = control {
+                    out.extend(fds.into_iter().filter_map(|fd| crate::sys::process::take_fd(fd).ok()));
+                }
+            }
+            return Ok(out);
+        }
     }
 
     /// Waits for the parent's word. A parent that is gone ends the birth.

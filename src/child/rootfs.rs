@@ -80,8 +80,9 @@ pub fn prepare(plan: &Rootfs, around: &Surroundings<'_>) -> Result<Prepared, Fai
             late.push((at, fd));
         }
     }
+    let mut dir = None;
     for (at, device) in plan.devices.iter().enumerate() {
-        make_device(&root, device, around.bind_devices).at_item(Step::Device, at)?;
+        make_device(&root, &mut dir, device, around.bind_devices).at_item(Step::Device, at)?;
     }
     symlinks(&root, &plan.symlinks)?;
     Ok(Prepared { root, late, null })
@@ -169,11 +170,13 @@ fn one_mount(
             fd
         }
         MountKind::New { fstype, options, mode_of_target } => {
-            let there = path::open_in_root(root.as_fd(), &plan.destination, OFlag::O_PATH | OFlag::O_DIRECTORY).is_ok();
+            let there =
+                || path::open_in_root(root.as_fd(), &plan.destination, OFlag::O_PATH | OFlag::O_DIRECTORY).is_ok();
+            let keeps_mode = *mode_of_target && there();
             let target = target(root, plan, true, at)?;
             let mut extra = None;
             // What is made for it here has no mode to keep.
-            if *mode_of_target && there {
+            if keeps_mode {
                 let mode = fstat(&target).at_item(Step::MountTarget, at)?.st_mode & 0o7777;
                 extra = CString::new(format!("{mode:o}")).ok();
             }
@@ -361,20 +364,25 @@ fn cgroup_v1(
     Ok(tmpfs)
 }
 
-fn make_device(root: &OwnedFd, device: &Device, bind: bool) -> nix::Result<()> {
+/// `last` is the directory of the device before this one, which is most often that of this one, too.
+fn make_device(root: &OwnedFd, last: &mut Option<(CString, OwnedFd)>, device: &Device, bind: bool) -> nix::Result<()> {
     let (parent, leaf) = path::split(&device.path)?;
-    let dir = path::mkdir_all(root.as_fd(), &parent, Mode::from_bits_truncate(0o755))?;
+    let dir = match last.take().filter(|(path, _)| *path == parent) {
+        Some((_, dir)) => dir,
+        None => path::mkdir_all(root.as_fd(), &parent, Mode::from_bits_truncate(0o755))?,
+    };
+    let (_, dir) = last.insert((parent, dir));
     if bind {
-        return bind_device(&dir, &leaf, device);
+        return bind_device(dir, &leaf, device);
     }
     let kind = SFlag::from_bits_truncate(device.format);
-    match nix::sys::stat::mknodat(&dir, leaf.as_c_str(), kind, Mode::from_bits_truncate(device.mode), device.rdev) {
+    match nix::sys::stat::mknodat(&*dir, leaf.as_c_str(), kind, Mode::from_bits_truncate(device.mode), device.rdev) {
         Ok(()) => {}
         Err(Errno::EEXIST) => {
             let fd = path::open_no_symlinks(dir.as_fd(), &leaf, OFlag::O_PATH | OFlag::O_NOFOLLOW)?;
             return if path::kind(fd.as_fd())? == (kind, device.rdev) { Ok(()) } else { Err(Errno::EEXIST) };
         }
-        Err(Errno::EPERM) => return bind_device(&dir, &leaf, device),
+        Err(Errno::EPERM) => return bind_device(dir, &leaf, device),
         Err(errno) => return Err(errno),
     }
     if device.uid != 0 || device.gid != 0 {

@@ -55,9 +55,10 @@ pub struct Create {
 impl Create {
     pub fn run(self, globals: &Globals) -> Result<i32> {
         protect_program();
-        let created = self.bundle.create(globals, self.id, (self.bundle.console_socket.is_some(), true), Gate::Fifo)?;
+        let has_socket = self.bundle.console_socket.is_some();
+        let (created, console) = self.bundle.create(globals, self.id, (has_socket, true), Gate::Fifo)?;
         // The init lives on without this process; a handle that is dropped leaves it alone.
-        self.bundle.finish(created).map(|_| 0)
+        self.bundle.finish(created, console.as_ref()).map(|_| 0)
     }
 }
 
@@ -72,9 +73,9 @@ fn undo(created: Created, err: Error) -> Error {
 
 impl Bundle {
     /// Hands the console and the pidfd over and writes the pid file. After an error nothing of the container is left.
-    pub fn finish(&self, created: Created) -> Result<Created> {
-        let handed = match (&created.console, &self.console_socket) {
-            (Some(master), Some(socket)) => tty::send_console(master, socket),
+    pub fn finish(&self, created: Created, console: Option<&tty::Console>) -> Result<Created> {
+        let handed = match (&created.console, console) {
+            (Some(master), Some(console)) => console.send(master),
             _ => Ok(()),
         };
         match handed.and_then(|()| self.announce(&created)) {
@@ -143,13 +144,25 @@ impl Bundle {
         Ok((request, spec))
     }
 
-    /// Creates the container.
-    pub fn create(&self, globals: &Globals, id: String, how: (bool, bool), gate: Gate) -> Result<Created> {
+    /// The console socket that was asked for.
+    pub fn console(&self) -> Result<Option<tty::Console>> {
+        self.console_socket.as_deref().map(tty::Console::connect).transpose()
+    }
+
+    /// Creates the container; its console socket.
+    pub fn create(
+        &self,
+        globals: &Globals,
+        id: String,
+        how: (bool, bool),
+        gate: Gate,
+    ) -> Result<(Created, Option<tty::Console>)> {
         let (request, spec) = self.request(globals, id, how, gate)?;
+        let console = self.console()?;
         let trace = request.trace.clone();
         let created = create(request, &spec).and_then(block_on);
         // A create that failed has a timeline too.
-        match (&self.trace, trace) {
+        let created = match (&self.trace, trace) {
             (Some(path), Some(trace)) => {
                 let text = trace.events()?.to_string();
                 let written = std::fs::write(path, text);
@@ -161,6 +174,7 @@ impl Bundle {
                 })
             }
             _ => created,
-        }
+        };
+        created.map(|created| (created, console))
     }
 }

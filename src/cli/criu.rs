@@ -167,8 +167,9 @@ impl Restore {
         let has_socket = self.bundle.console_socket.is_some();
         if self.detach {
             let (request, spec) = self.bundle.request(globals, self.id, (has_socket, true), Gate::Fifo)?;
+            let console = self.bundle.console()?;
             let restored = restore(request, &spec, options).and_then(block_on)?;
-            return self.bundle.finish(restored).map(|_| 0);
+            return self.bundle.finish(restored, console.as_ref()).map(|_| 0);
         }
         run::attended(&self.bundle, !self.no_subreaper, (false, false), || {
             let (request, spec) = self.bundle.request(globals, self.id.clone(), (false, false), Gate::Fifo)?;

@@ -91,6 +91,7 @@ impl Exec {
             let _ = skiff::sys::process::set_child_subreaper(true);
             Some(tty::Signals::block()?)
         };
+        let console = self.console_socket.as_deref().map(tty::Console::connect).transpose()?;
         let execed = block_on(container.exec(request)?)?;
         let process = execed.process;
         let undo = |err| {
@@ -101,8 +102,8 @@ impl Exec {
         if let Some(path) = &self.pid_file {
             write_pid_file(path, process.pid).map_err(undo)?;
         }
-        if let (Some(master), Some(socket)) = (&execed.console, &self.console_socket) {
-            tty::send_console(master, socket).map_err(undo)?;
+        if let (Some(master), Some(console)) = (&execed.console, console) {
+            console.send(master).map_err(undo)?;
         }
         if let Some(socket) = &self.pidfd_socket {
             tty::send_fd(&process.pidfd, "setns", "pidfd", socket).map_err(undo)?;

@@ -78,14 +78,14 @@ impl Run {
         if self.detach {
             return self.detached(globals);
         }
-        let make = || self.bundle.create(globals, self.id.clone(), (false, false), Gate::Socket);
+        let make = || self.bundle.create(globals, self.id.clone(), (false, false), Gate::Socket).map(|(made, _)| made);
         attended(&self.bundle, !self.no_subreaper, (true, self.keep), make)
     }
 
     fn detached(self, globals: &Globals) -> Result<i32> {
-        let created =
-            self.bundle.create(globals, self.id, (self.bundle.console_socket.is_some(), true), Gate::Socket)?;
-        let created = self.bundle.finish(created)?;
+        let has_socket = self.bundle.console_socket.is_some();
+        let (created, console) = self.bundle.create(globals, self.id, (has_socket, true), Gate::Socket)?;
+        let created = self.bundle.finish(created, console.as_ref())?;
         let (mut container, init) = (created.container, created.init);
         let relay = Relay::bind(&container);
         let started = relay.and_then(|relay| container.start().and_then(block_on).map(|()| relay));

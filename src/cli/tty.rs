@@ -27,22 +27,39 @@ pub fn check(terminal: bool, has_socket: bool, detach: bool) -> Result<()> {
     Err(Error::new(Kind::Invalid, text))
 }
 
-/// Sends a pty master to a console socket, by the pty's name.
-pub fn send_console(master: &OwnedFd, socket: &Path) -> Result<()> {
-    let number = tty::number(master.as_fd()).map_err(|errno| Error::sys("find the pty's number", errno))?;
-    send_fd(master, &format!("/dev/pts/{number}"), "console", socket)
+/// A console socket. Connected before anything is made, so that who listens sees an end also when there will be no terminal.
+#[derive(Debug)]
+pub struct Console(UnixStream);
+
+impl Console {
+    /// Connects to the socket at `path`.
+    pub fn connect(path: &Path) -> Result<Console> {
+        connect(path, "console").map(Console)
+    }
+
+    /// Sends a pty master, by the pty's name.
+    pub fn send(&self, master: &OwnedFd) -> Result<()> {
+        let number = tty::number(master.as_fd()).map_err(|errno| Error::sys("find the pty's number", errno))?;
+        send(&self.0, master, &format!("/dev/pts/{number}"), "console")
+    }
+}
+
+fn connect(socket: &Path, what: &str) -> Result<UnixStream> {
+    let name = socket.display().to_string();
+    UnixStream::connect(socket).map_err(|e| Error::io(format!("connect to {what} socket {name:?}"), &e))
 }
 
 /// Sends a descriptor to a unix socket: one message, `text` and the descriptor. `what` is for errors.
 pub fn send_fd(fd: &OwnedFd, text: &str, what: &str, socket: &Path) -> Result<()> {
-    let name = socket.display().to_string();
-    let stream =
-        UnixStream::connect(socket).map_err(|e| Error::io(format!("connect to {what} socket {name:?}"), &e))?;
+    send(&connect(socket, what)?, fd, text, what)
+}
+
+fn send(stream: &UnixStream, fd: &OwnedFd, text: &str, what: &str) -> Result<()> {
     let fds: [RawFd; 1] = [fd.as_raw_fd()];
     let control = [ControlMessage::ScmRights(&fds)];
     sendmsg::<()>(stream.as_raw_fd(), &[IoSlice::new(text.as_bytes())], &control, MsgFlags::MSG_NOSIGNAL, None)
         .map(drop)
-        .map_err(|errno| Error::sys(format!("send the {what} to {name:?}"), errno))
+        .map_err(|errno| Error::sys(format!("send the {what} to its socket"), errno))
 }
 
 /// Signals that would end this process, read from a descriptor instead.

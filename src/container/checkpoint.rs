@@ -303,7 +303,7 @@ pub fn restore(request: Create, spec: &Spec, options: Options) -> Result<Restori
         let name = options.images.display().to_string();
         return Err(Error::new(Kind::NotFound, format!("image path {name:?}: no such directory")));
     }
-    let prepared = prepare(request, spec)?;
+    let prepared = prepare(request, spec, false)?;
     Ok(Restoring(Some(match prepared.unit()? {
         None => Stage::Criu(begin(prepared, options)?),
         Some(held) => Stage::Unit(Box::new((prepared, held, options))),

@@ -91,6 +91,8 @@ struct Underway {
     state: State,
     gate: Gate,
     trace: Option<Trace>,
+    /// The pid of the state that has been staged.
+    staged: i32,
 }
 
 /// What a create leaves in the file system. Dropped, it is removed.
@@ -165,15 +167,16 @@ pub struct Created {
 
 /// Begins a create: plans, reserves the state directory, makes the cgroup, clones.
 pub fn create(request: Create, spec: &Spec) -> Result<Creating> {
-    let prepared = prepare(request, spec)?;
+    let waits = request.gate == Gate::Socket;
+    let prepared = prepare(request, spec, waits)?;
     match prepared.unit()? {
         None => prepared.begin().map(|birth| Creating(Some(Stage::Birth(birth)))),
         Some(held) => Ok(Creating(Some(Stage::Unit(Box::new(prepared), held)))),
     }
 }
 
-/// Plans a create and reserves the state directory.
-pub(super) fn prepare(request: Create, spec: &Spec) -> Result<Prepared> {
+/// Plans a create and reserves the state directory. `waits`: for a start that this process alone can give.
+pub(super) fn prepare(request: Create, spec: &Spec, waits: bool) -> Result<Prepared> {
     check_id(&request.id)?;
     let mark = |step| request.trace.iter().for_each(|trace| trace.mark(Track::Parent, step));
     mark("plan");
@@ -198,7 +201,7 @@ pub(super) fn prepare(request: Create, spec: &Spec) -> Result<Prepared> {
     let filter = plan.seccomp.as_ref().map(seccomp::compile).transpose()?;
     mark("make the state directory");
     let mut made = Made {
-        dir: Dir::reserve(&request.root, &request.id)?,
+        dir: Dir::reserve(&request.root, &request.id, waits)?,
         cgroup: None,
         unit: None,
         rdt: None,
@@ -299,13 +302,7 @@ impl Prepared {
             cgroup
         };
         mark("clone the init");
-        let gate = match self.gate {
-            Gate::Fifo => Some(self.made.dir.make_gate()?),
-            Gate::Socket => {
-                self.made.dir.mark_gate()?;
-                None
-            }
-        };
+        let gate = (self.gate == Gate::Fifo).then(|| self.made.dir.make_gate()).transpose()?;
         let birth = init::begin(init::Begin {
             filter: self.state.skiff.seccomp.as_ref(),
             cgroup,
@@ -317,8 +314,13 @@ impl Prepared {
             plan: self.plan,
         })?;
         self.state.cgroup_paths = self.made.cgroup.as_ref().map(|cgroup| cgroup.paths().clone()).unwrap_or_default();
+        mark("stage the state");
+        let mut underway =
+            Underway { birth, made: self.made, state: self.state, gate: self.gate, trace: self.trace, staged: 0 };
+        // While the init is busy. One that clones the real init comes later by its pid.
+        underway.stage(underway.birth.pid())?;
         mark("wait for the init");
-        Ok(Box::new(Underway { birth, made: self.made, state: self.state, gate: self.gate, trace: self.trace }))
+        Ok(Box::new(underway))
     }
 }
 
@@ -382,9 +384,17 @@ fn new_state(id: &str, bundle: &Path, spec: &Spec, plan: &Plan, filter: Option<s
 }
 
 impl Underway {
+    fn stage(&mut self, pid: i32) -> Result<()> {
+        self.state.has_init(pid)?;
+        self.staged = pid;
+        self.made.dir.stage(&self.state)
+    }
+
     fn finish(mut self, born: init::Born) -> Result<Created> {
         self.trace.iter().for_each(|trace| trace.mark(Track::Parent, "save the state"));
-        if let Err(err) = self.state.has_init(born.process.pid).and_then(|()| self.made.dir.save(&self.state)) {
+        let pid = born.process.pid;
+        let staged = if self.staged == pid { Ok(()) } else { self.stage(pid) };
+        if let Err(err) = staged.and_then(|()| self.made.dir.commit()) {
             let _ = born.process.kill(libc::SIGKILL);
             let _ = born.process.wait();
             return Err(err);

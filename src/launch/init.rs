@@ -1,9 +1,8 @@
 //! The parent's side of an init's birth.
 
 use std::collections::VecDeque;
-use std::ffi::{CStr, CString};
+use std::ffi::CStr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::os::unix::ffi::OsStringExt;
 use std::time::Instant;
 
 use nix::errno::Errno;
@@ -15,16 +14,15 @@ use super::seccomp::Filter;
 use super::{
     Aim, Channel, Message, Process, adopted, describe, idmap, listener, net_devices, set_oom_score, write_proc,
 };
+use crate::cgroup::Cgroup;
 use crate::cgroup::systemd::Unit;
-use crate::cgroup::{self, Cgroup};
-use crate::child::identity::Doors;
 use crate::child::init::{self, Init};
 use crate::child::report::Record;
 use crate::child::rootfs::open_source;
 use crate::hooks::{self, Running};
+use crate::plan::Plan;
 use crate::plan::rootfs::{MountKind, MountPlan};
 use crate::plan::seccomp::Listener;
-use crate::plan::{self, Plan};
 use crate::sys::clone::{self, Side};
 use crate::sys::mount::{MountAttr, setattr};
 use crate::sys::process as sys;
@@ -57,7 +55,7 @@ pub struct Begin<'a> {
 pub struct Birth {
     plan: Plan,
     process: Option<Process>,
-    channel: Channel,
+    channel: Option<Channel>,
     console: Option<OwnedFd>,
     waiting: VecDeque<(&'static str, usize, Hook)>,
     running: Option<Running>,
@@ -93,15 +91,6 @@ pub fn makes_own_namespaces(plan: &Plan) -> Option<u64> {
     let own = [Kind::Mount, Kind::Uts, Kind::Ipc, Kind::Network];
     (alone && v1 && ns.makes(Kind::Network))
         .then(|| own.into_iter().filter(|kind| ns.makes(*kind)).fold(0, |flags, kind| flags | kind as u64))
-}
-
-fn later_doors(plan: &Plan) -> Result<Vec<CString>> {
-    let v1 = plan.cgroup.dirs.iter().filter(|dir| !dir.is_v2());
-    v1.map(|dir| {
-        let door = dir.absolute().join(cgroup::door(false));
-        plan::cstring("linux.cgroupsPath", door.into_os_string().into_vec())
-    })
-    .collect()
 }
 
 /// Clones the init and lets it begin.
@@ -148,10 +137,7 @@ pub fn begin(begin: Begin<'_>) -> Result<Birth> {
         second_clone,
         sources,
         unshare,
-        doors: match unshare {
-            Some(_) => Doors::Later(later_doors(&plan)?),
-            None => Doors::Open(cgroup.doors(true)?),
-        },
+        doors: if unshare.is_some() { Vec::new() } else { cgroup.doors(true)? },
         // The kernel takes a real-time policy only when the cgroup has its budget.
         wait_for_parent: user || !plan.net_devices.is_empty() || plan.process.scheduler.is_some(),
         cgroups: if unshare.is_some() { plan.cgroup.paths() } else { cgroup.paths().clone() },
@@ -170,18 +156,13 @@ pub fn begin(begin: Begin<'_>) -> Result<Birth> {
         sys::set_dumpable(false).map_err(|errno| Error::sys("make the runtime undumpable", errno))?;
     }
     let into = cgroup.clone_fd();
-    let mut attach = None;
+    let (mut attach, mut born) = (None, true);
     let side = match clone::clone3(first_flags, into) {
         // The cgroup cannot take a process by birth (a threaded one, an older kernel): it walks in.
         Err(Errno::EBUSY | Errno::EOPNOTSUPP | Errno::E2BIG) if into.is_some() => {
-            match &mut init.doors {
-                Doors::Open(doors) => *doors = cgroup.doors(false)?,
-                Doors::Later(paths) => {
-                    for dir in plan.cgroup.dirs.iter().filter(|dir| dir.is_v2()) {
-                        let door = dir.absolute().join(cgroup::door(true));
-                        paths.push(plan::cstring("linux.cgroupsPath", door.into_os_string().into_vec())?);
-                    }
-                }
+            born = false;
+            if unshare.is_none() {
+                init.doors = cgroup.doors(false)?;
             }
             clone::clone3(first_flags, None)
         }
@@ -206,7 +187,7 @@ pub fn begin(begin: Begin<'_>) -> Result<Birth> {
     let birth = Birth {
         plan,
         process: Some(process),
-        channel,
+        channel: Some(channel),
         console: None,
         waiting: VecDeque::new(),
         running: None,
@@ -232,14 +213,14 @@ pub fn begin(begin: Begin<'_>) -> Result<Birth> {
     if unshare.is_some() {
         cgroup.complete(&birth.plan.cgroup)?;
         cgroup.set_devices(&birth.plan.cgroup)?;
-        birth.channel.go()?;
+        birth.channel().go_with(&cgroup.doors(born)?)?;
     }
     let limits_first = birth.plan.process.scheduler.is_some();
     if limits_first {
         cgroup.apply(&birth.plan.cgroup)?;
     }
     if wait_for_parent {
-        birth.channel.go()?;
+        birth.channel().go()?;
     }
     if !limits_first {
         // While the child mounts; it does nothing of the container's before the parent has seen its reports.
@@ -319,13 +300,18 @@ impl Birth {
         self.process.as_ref().expect("a birth has a process until it ends")
     }
 
-    fn pid(&self) -> i32 {
+    fn channel(&self) -> &Channel {
+        self.channel.as_ref().expect("a birth has a channel until it ends")
+    }
+
+    /// Its pid; that of another process later, where this one only clones the real init.
+    pub(crate) fn pid(&self) -> i32 {
         self.process().pid
     }
 
     /// Readable when `advance` can do something.
     pub fn fd(&self) -> BorrowedFd<'_> {
-        self.running.as_ref().map_or_else(|| self.channel.fd(), Running::fd)
+        self.running.as_ref().map_or_else(|| self.channel().fd(), Running::fd)
     }
 
     /// When to call `advance` at the latest.
@@ -344,11 +330,11 @@ impl Birth {
                 self.next_hook()?;
                 continue;
             }
-            match self.channel.receive()? {
+            match self.channel.as_mut().expect("a birth has a channel until it ends").receive()? {
                 Message::Later => return Ok(None),
                 Message::Record(Record::NeedMaps, _) => {
                     self.write_maps()?;
-                    self.channel.go()?;
+                    self.channel().go()?;
                 }
                 Message::Record(Record::Born, Some(pidfd)) => self.adopt(pidfd)?,
                 Message::Record(Record::Mounted, _) => {
@@ -367,13 +353,13 @@ impl Birth {
                     state.insert("status".into(), "creating".into());
                     let pidfd = self.process().pidfd.as_fd();
                     listener::hand_over(pidfd, number, listener, self.pid(), &state)?;
-                    self.channel.go()?;
+                    self.channel().go()?;
                 }
                 Message::Record(Record::NeedIdmap(at), Some(fd)) => {
                     let at = at as usize;
                     let mount = self.plan.rootfs.mounts.get(at).ok_or_else(|| self.lost())?;
                     map_ids(at, mount, &fd, self.joined_user.as_ref(), &mut Mappers::new())?;
-                    self.channel.go()?;
+                    self.channel().go()?;
                 }
                 Message::Record(Record::Console, Some(master)) => self.console = Some(master),
                 Message::Record(Record::Ready, _) => {
@@ -390,7 +376,7 @@ impl Birth {
     }
 
     fn next_hook(&mut self) -> Result<()> {
-        let Some((kind, at, hook)) = self.waiting.pop_front() else { return self.channel.go() };
+        let Some((kind, at, hook)) = self.waiting.pop_front() else { return self.channel().go() };
         self.state.insert("pid".into(), self.pid().into());
         self.state.insert("status".into(), "creating".into());
         let state = serde_json::Value::Object(self.state.clone()).to_string();
@@ -440,11 +426,9 @@ impl Birth {
                 Error::sys(format!("process.rlimits[{at}]: set limit {resource} to {soft}:{hard}"), errno)
             })?;
         }
-        let process = self.process.take().expect("a birth has a process until it ends");
-        let (spare, _) = Channel::pair()?;
         Ok(Born {
-            process,
-            channel: std::mem::replace(&mut self.channel, spare),
+            process: self.process.take().expect("a birth has a process until it ends"),
+            channel: self.channel.take().expect("a birth has a channel until it ends"),
             console: self.console.take(),
             plan: self.plan.clone(),
         })

@@ -12,13 +12,15 @@ pub mod net_devices;
 pub mod pod;
 pub mod seccomp;
 
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::time::{Instant, SystemTime};
 
 use nix::cmsg_space;
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nix::sys::socket::{AddressFamily, ControlMessageOwned, MsgFlags, SockFlag, SockType, recvmsg, socketpair};
+use nix::sys::socket::{
+    AddressFamily, ControlMessage, ControlMessageOwned, MsgFlags, SockFlag, SockType, recvmsg, sendmsg, socketpair,
+};
 
 use crate::child::report::{Failure, MAX_RECORD, Record};
 use crate::error::PROCESS_ALREADY_FINISHED;
@@ -187,8 +189,17 @@ impl Channel {
 
     /// Lets the child go on.
     fn go(&self) -> Result<()> {
+        self.go_with(&[])
+    }
+
+    /// The same, with descriptors that it is to have.
+    fn go_with(&self, fds: &[BorrowedFd<'_>]) -> Result<()> {
+        let numbers: Vec<RawFd> = fds.iter().map(AsRawFd::as_raw_fd).collect();
+        let rights = [ControlMessage::ScmRights(&numbers)];
+        let control = if fds.is_empty() { &[] } else { &rights[..] };
         // A child that has died meanwhile is reported by the records or their end.
-        match nix::sys::socket::send(self.fd.as_raw_fd(), &[0], MsgFlags::MSG_NOSIGNAL) {
+        let word = [std::io::IoSlice::new(&[0])];
+        match sendmsg::<()>(self.fd.as_raw_fd(), &word, control, MsgFlags::MSG_NOSIGNAL, None) {
             Ok(_) | Err(Errno::EPIPE | Errno::ECONNRESET) => Ok(()),
             Err(errno) => Err(Error::sys("tell the child to go on", errno)),
         }

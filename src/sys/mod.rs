@@ -11,6 +11,7 @@ pub mod netlink;
 pub mod path;
 pub mod pause;
 pub mod process;
+pub mod program;
 pub mod tty;
 
 use std::os::fd::{FromRawFd, OwnedFd};

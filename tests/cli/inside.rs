@@ -2,7 +2,7 @@
 
 use serde_json::json;
 
-use super::{Case, seen};
+use super::{Case, is_skiff, seen};
 
 #[test]
 fn namespaces_are_its_own() {
@@ -203,6 +203,32 @@ fn a_user_namespace_has_its_maps() {
     let out = case.run().ok().out;
     let lines: Vec<Vec<&str>> = out.lines().map(|line| line.split_whitespace().collect()).collect();
     assert_eq!(lines, [vec!["0"], vec!["0", "100000", "65536"], vec!["shared"], vec!["0"]]);
+    case.end();
+}
+
+#[test]
+fn a_user_namespace_need_not_have_a_root() {
+    if !is_skiff() {
+        return;
+    }
+    let case =
+        Case::sh("id -u; id -g; cat /proc/self/uid_map; echo x >/dev/null; touch /tmp/mine; stat -c %u:%g /tmp/mine");
+    open_to_all(case.bundle.path());
+    let case = case.with(|spec| {
+        add_user_namespace(spec);
+        spec["linux"]["uidMappings"] = json!([{"containerID": 1000, "hostID": 100_000, "size": 1}]);
+        spec["linux"]["gidMappings"] = json!([{"containerID": 1001, "hostID": 100_000, "size": 1}]);
+        spec["linux"].as_object_mut().unwrap().remove("resources");
+        spec["process"]["user"] = json!({"uid": 1000, "gid": 1001});
+        spec["mounts"].as_array_mut().unwrap().retain(|mount| mount["destination"] != "/dev/pts");
+        spec["mounts"]
+            .as_array_mut()
+            .unwrap()
+            .push(json!({"destination": "/tmp", "type": "tmpfs", "source": "tmpfs", "options": ["mode=1777"]}));
+    });
+    let out = case.run().ok().out;
+    let lines: Vec<Vec<&str>> = out.lines().map(|line| line.split_whitespace().collect()).collect();
+    assert_eq!(lines, [vec!["1000"], vec!["1001"], vec!["1000", "100000", "1"], vec!["1000:1001"]]);
     case.end();
 }
 

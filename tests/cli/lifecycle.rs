@@ -193,6 +193,19 @@ fn a_console_socket_takes_the_terminal() {
 }
 
 #[test]
+fn who_waits_for_a_terminal_sees_that_none_comes() {
+    let case = Case::new(&["no-such-program"]).with(|spec| spec["process"]["terminal"] = json!(true));
+    let socket = case.bundle.path().join("console.sock");
+    let listener = std::os::unix::net::UnixListener::bind(&socket).unwrap();
+    case.detached(&["create", "--console-socket", socket.to_str().unwrap(), &case.id]).failed();
+    listener.set_nonblocking(true).unwrap();
+    let (mut stream, _) = listener.accept().expect("it was there");
+    let mut buffer = [0; 64];
+    assert_eq!(std::io::Read::read(&mut stream, &mut buffer).unwrap(), 0, "and has gone without a terminal");
+    case.end();
+}
+
+#[test]
 fn hooks_get_the_state_in_their_order() {
     let case = Case::new(&["true"]).with(|_| {});
     let log = case.bundle.path().join("hooks");

@@ -52,6 +52,19 @@ fn every_action_has_its_effect() {
 }
 
 #[test]
+fn a_profile_that_does_not_know_how_a_program_is_looked_for_starts_it() {
+    for nnp in [true, false] {
+        let case = Case::sh("echo here").with(|spec| {
+            spec["process"]["noNewPrivileges"] = json!(nnp);
+            spec["linux"]["seccomp"] = json!({"defaultAction": "SCMP_ACT_ALLOW",
+                "syscalls": [{"names": ["faccessat2", "faccessat", "access"], "action": "SCMP_ACT_ERRNO"}]});
+        });
+        assert_eq!(case.run().ok().out, "here\n", "no_new_privs {nnp}");
+        case.end();
+    }
+}
+
+#[test]
 fn the_default_action_has_its_errno() {
     if !since(1) {
         return;

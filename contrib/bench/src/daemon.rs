@@ -1,6 +1,9 @@
 //! One shim, driven by ttrpc as containerd does.
 
+use std::cell::Cell;
+use std::io::{Read, Write};
 use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
@@ -9,9 +12,9 @@ use containerd_shim_protos::api::{
 };
 use containerd_shim_protos::protobuf::well_known_types::any::Any;
 use containerd_shim_protos::protobuf::{Message, MessageField};
-use containerd_shim_protos::ttrpc::Client;
-use containerd_shim_protos::ttrpc::context::{Context, with_timeout};
-use containerd_shim_protos::ttrpc::proto::Request;
+use containerd_shim_protos::ttrpc::proto::{
+    MESSAGE_HEADER_LENGTH, MESSAGE_TYPE_REQUEST, MessageHeader, Request, Response,
+};
 use skiff_test_support::{Bundle, unique};
 
 /// Where a shim logs to, in its bundle.
@@ -23,13 +26,11 @@ pub struct Daemon {
     pub bundle: Bundle,
     /// Container id.
     pub id: String,
-    client: Client,
+    /// The client of the published crate wakes threads of its own for each call, which would be measured, too.
+    connection: UnixStream,
+    stream: Cell<u32>,
     socket: PathBuf,
     _log: std::fs::File,
-}
-
-fn context() -> Context {
-    with_timeout(60_000_000_000)
 }
 
 impl Daemon {
@@ -48,9 +49,10 @@ impl Daemon {
             .output()
             .expect("the shim starts");
         let address = String::from_utf8_lossy(&output.stdout).trim().to_string();
-        let client = Client::connect(&address).unwrap_or_else(|e| panic!("{address}: {e}"));
         let socket = PathBuf::from(address.trim_start_matches("unix://"));
-        Daemon { bundle, id, client, socket, _log: log }
+        let connection = UnixStream::connect(&socket).unwrap_or_else(|e| panic!("{address}: {e}"));
+        connection.set_read_timeout(Some(std::time::Duration::from_secs(60))).expect("a deadline");
+        Daemon { bundle, id, connection, stream: Cell::new(1), socket, _log: log }
     }
 
     /// The same calls by name: both shims know version 2 of the service.
@@ -59,10 +61,26 @@ impl Daemon {
             service: "containerd.task.v2.Task".into(),
             method: method.into(),
             payload: message.write_to_bytes().expect("a message"),
-            timeout_nano: context().timeout_nano,
             ..Request::default()
+        }
+        .write_to_bytes()
+        .expect("a request");
+        let stream_id = self.stream.replace(self.stream.get() + 2);
+        let length = u32::try_from(request.len()).expect("a short request");
+        let header = MessageHeader { length, stream_id, type_: MESSAGE_TYPE_REQUEST, flags: 0 };
+        let frame = [Vec::from(header), request].concat();
+        let exchange = || -> std::io::Result<Vec<u8>> {
+            (&self.connection).write_all(&frame)?;
+            let mut header = [0; MESSAGE_HEADER_LENGTH];
+            (&self.connection).read_exact(&mut header)?;
+            let mut body = vec![0; MessageHeader::from(header.as_slice()).length as usize];
+            (&self.connection).read_exact(&mut body)?;
+            Ok(body)
         };
-        self.client.request(request).unwrap_or_else(|e| panic!("{method}: {e}"));
+        let body = exchange().unwrap_or_else(|e| panic!("{method}: {e}"));
+        let response = Response::parse_from_bytes(&body).unwrap_or_else(|e| panic!("{method}: {e}"));
+        let code = response.status.code.value();
+        assert_eq!(code, 0, "{method}: {}", response.status.message);
     }
 
     /// Create, with stdout at a FIFO or nowhere.

@@ -11,7 +11,7 @@ mod shim;
 mod soak;
 
 use std::path::PathBuf;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
@@ -19,6 +19,8 @@ use serde_json::{Value, json};
 pub type Contender<'a> = (&'a str, Box<dyn FnMut() -> f64 + 'a>);
 
 type Section = fn(&mut Bench);
+
+const SETTLE: Duration = Duration::from_millis(25);
 
 /// What is compared, and how often.
 pub struct Bench {
@@ -63,6 +65,8 @@ impl Bench {
         let mut figures: Vec<Vec<f64>> = vec![Vec::new(); contenders.len()];
         for _ in 0..rounds {
             for (at, (_, run)) in contenders.iter_mut().enumerate() {
+                // What the one before has left to the kernel, namespaces above all, is not this one's to pay.
+                std::thread::sleep(SETTLE);
                 figures[at].push(run());
             }
         }
