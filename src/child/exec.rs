@@ -81,8 +81,7 @@ fn birth(exec: &Exec<'_>, report: &Report) -> Result<std::convert::Infallible, F
         }
     }
     if exec.in_user_namespace {
-        let _ = sys::setgroups(&[]);
-        sys::become_namespace_root().at(Step::NamespaceRoot)?;
+        identity::become_namespace_root(plan)?;
         sys::set_dumpable(false).at(Step::NamespaceRoot)?;
     }
     umask(Mode::empty());

@@ -42,6 +42,18 @@ pub fn settle<F: AsFd>(doors: &[F], score: Option<i32>, lenient: bool) -> Result
     Ok(())
 }
 
+/// Becomes root of the user namespace that this process is in, or where no id is mapped to root the user to be: the rights
+/// come with the namespace.
+pub fn become_namespace_root(plan: &Process) -> Result<(), Failure> {
+    // setgroups(2) may be forbidden here, and nobody has groups that matter yet.
+    let _ = sys::setgroups(&[]);
+    let root_or = |set: fn(u32) -> nix::Result<()>, id: u32| match set(0) {
+        Err(Errno::EINVAL) => set(id),
+        other => other,
+    };
+    root_or(sys::setgid, plan.gid).and_then(|()| root_or(sys::setuid, plan.uid)).at(Step::NamespaceRoot)
+}
+
 /// Who sets the limits of the process.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {

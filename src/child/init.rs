@@ -267,15 +267,16 @@ fn own_null() -> nix::Result<()> {
 
 fn namespaces(init: &Init<'_>, report: &Report) -> Result<(), Failure> {
     let plan = &init.plan.namespaces;
+    let process = &init.plan.process;
     join(&init.joins)?;
     let mut in_user_namespace = plan.has(Kind::User);
     if let Some(flags) = init.second_clone {
         if plan.makes(Kind::User) {
-            become_namespace_root_later(report)?;
-        } else {
-            let _ = sys::setgroups(&[]);
-            sys::become_namespace_root().at(Step::NamespaceRoot)?;
+            clone::unshare(Kind::User as u64).at(Step::Namespaces)?;
+            report.send(&Record::NeedMaps).at(Step::Parent)?;
+            report.wait().at(Step::Parent)?;
         }
+        identity::become_namespace_root(process)?;
         match clone::clone3(flags | libc::CLONE_PARENT as u64, None).at(Step::Namespaces)? {
             Side::Child => {}
             Side::Parent(_, pidfd) => {
@@ -286,9 +287,7 @@ fn namespaces(init: &Init<'_>, report: &Report) -> Result<(), Failure> {
         in_user_namespace = true;
     }
     if in_user_namespace {
-        // setgroups(2) may be forbidden here, and root has no groups that matter yet.
-        let _ = sys::setgroups(&[]);
-        sys::become_namespace_root().at(Step::NamespaceRoot)?;
+        identity::become_namespace_root(process)?;
         // A change of ids sets the flag back to the system's default (prctl(2)).
         sys::set_dumpable(false).at(Step::NamespaceRoot)?;
     }
@@ -297,13 +296,6 @@ fn namespaces(init: &Init<'_>, report: &Report) -> Result<(), Failure> {
         clone::unshare(Kind::Cgroup as u64).at(Step::Namespaces)?;
     }
     Ok(())
-}
-
-fn become_namespace_root_later(report: &Report) -> Result<(), Failure> {
-    clone::unshare(Kind::User as u64).at(Step::Namespaces)?;
-    report.send(&Record::NeedMaps).at(Step::Parent)?;
-    report.wait().at(Step::Parent)?;
-    sys::become_namespace_root().at(Step::NamespaceRoot)
 }
 
 /// The host's right to join a namespace ends with the join of a user namespace, and begins with it for namespaces that

@@ -8,7 +8,7 @@ use skiff::container::{Container, Exec as Request, Stdio};
 use skiff::launch::block_on;
 use skiff::{Error, Kind, Result};
 
-use super::{Globals, listen_fds, protect_program, tty, write_pid_file};
+use super::{Globals, listen_fds, tty, write_pid_file};
 
 /// `exec`.
 #[derive(Debug, Args)]
@@ -72,7 +72,6 @@ pub struct Exec {
 
 impl Exec {
     pub fn run(self, globals: &Globals) -> Result<i32> {
-        protect_program();
         let container = globals.container(&self.id)?;
         let process = self.document(&container)?;
         let terminal = process.terminal().unwrap_or(false);

@@ -120,23 +120,6 @@ pub fn setgroups(groups: &[u32]) -> nix::Result<()> {
     Errno::result(unsafe { libc::syscall(libc::SYS_setgroups, groups.len(), groups.as_ptr()) }).map(drop)
 }
 
-/// Becomes root of the user namespace that this process is in; where that has no root, the first of its users, who can
-/// make files there. In a user namespace that was just entered its rights do not depend on who it is (capabilities(7)).
-pub fn become_namespace_root() -> nix::Result<()> {
-    let first = |file: &str| -> u32 {
-        let map = std::fs::read_to_string(file).unwrap_or_default();
-        map.lines().filter_map(|line| line.split_whitespace().next()?.parse().ok()).min().unwrap_or(0)
-    };
-    match setgid(0) {
-        Err(Errno::EINVAL) => setgid(first("/proc/self/gid_map"))?,
-        other => other?,
-    }
-    match setuid(0) {
-        Err(Errno::EINVAL) => setuid(first("/proc/self/uid_map")),
-        other => other,
-    }
-}
-
 /// setresuid(2) with the same id three times.
 pub fn setuid(uid: u32) -> nix::Result<()> {
     // SAFETY: takes no pointer.
