@@ -14,8 +14,9 @@ use oci_spec::runtime::{LinuxNamespace, LinuxNamespaceType, LinuxResources, Moun
 use skiff::cgroup::{OomWatch, Stats};
 use skiff::container::{Container as Inner, Create, Exec, Status, Stdio, Tree};
 use skiff::criu;
-use skiff::launch::{Exit, chore};
-use skiff::{Error, Kind, Result};
+use skiff::launch::Exit;
+use skiff::launch::chore::{self, Chore};
+use skiff::{Error, Kind, Result, limits};
 use tokio::io::Interest;
 use tokio::sync::watch;
 
@@ -313,11 +314,13 @@ impl Container {
         let name = Name { id: &self.id, namespace: &self.home.namespace };
         let connected = connect(&self.init, copies, restored.console, name).await;
         if let Err(err) = connected.and_then(|()| self.init.open_stdin()) {
-            self.init.discard().await;
-            // What containerd has mounted stays until Delete.
-            let home = Home { mounted: false, ..self.home.clone() };
-            if let Err(undo) = remove(&home, &self.id, &self.bundle).await {
-                log::warn!("undo restore: {undo}");
+            // One that does not die is removed by Delete.
+            if self.init.discard().await {
+                // What containerd has mounted stays until Delete.
+                let home = Home { mounted: false, ..self.home.clone() };
+                if let Err(undo) = settle(remove(&home, &self.id, &self.bundle)?).await {
+                    log::warn!("undo restore: {undo}");
+                }
             }
             return Err(err);
         }
@@ -336,7 +339,8 @@ impl Container {
         }
         options.work.get_or_insert_with(|| self.work_path());
         let (root, id) = (self.home.root.clone(), self.id.clone());
-        settle(chore::start(move || Inner::load(&root, &id)?.checkpoint(&options))?).await
+        let what = format!("checkpoint container {id:?}");
+        settle(chore::start(what, limits::CRIU, move || Inner::load(&root, &id)?.checkpoint(&options))?).await
     }
 
     /// Adds an exec process; nothing of it is made before its start.
@@ -417,6 +421,7 @@ impl Container {
             cgroups: Vec::new(),
             ignore_paused: false,
             tree,
+            limit: Some(limits::EXEC),
         };
         let execing = self.with(|inner| inner.exec(request))?;
         let execed = settle(execing).await?;
@@ -472,7 +477,8 @@ impl Container {
         }
         // systemd may take its time.
         let (root, id) = (self.home.root.clone(), self.id.clone());
-        settle(chore::start(move || Inner::load(&root, &id)?.update(&resources))?).await?;
+        let what = format!("update container {id:?}");
+        settle(chore::start(what, limits::SYSTEMD, move || Inner::load(&root, &id)?.update(&resources))?).await?;
         match &mut *self.inner.borrow_mut() {
             Some(inner) => inner.reload(),
             None => Err(crate::error::no_container(&self.id)),
@@ -486,7 +492,8 @@ impl Container {
         }
         // A process in the middle of a slow system call freezes only after it.
         let (root, id) = (self.home.root.clone(), self.id.clone());
-        settle(chore::start(move || Inner::load(&root, &id)?.pause())?).await?;
+        let what = format!("pause container {id:?}");
+        settle(chore::start(what, limits::FREEZE, move || Inner::load(&root, &id)?.pause())?).await?;
         self.events.send("/tasks/paused", &TaskPaused { container_id: self.id.clone(), ..TaskPaused::default() });
         Ok(())
     }
@@ -560,7 +567,8 @@ impl Container {
             Phase::Created if self.to_restore.borrow_mut().take().is_some() => {}
             Phase::Created => {
                 self.with(|inner| inner.kill(libc::SIGKILL, false))?;
-                self.init.wait().await;
+                let died = tokio::time::timeout(limits::within(limits::DEATH), self.init.wait()).await;
+                died.map_err(|_| self.init.undead())?;
             }
             // Stopped by a failed start, its exit may still be on its way.
             Phase::Stopped => {
@@ -608,7 +616,7 @@ impl Container {
         if deleted && !self.home.mounted {
             return Ok(());
         }
-        remove(&self.home, &self.id, &self.bundle).await
+        settle(remove(&self.home, &self.id, &self.bundle)?).await
     }
 
     /// A line for the log.
@@ -622,16 +630,16 @@ impl Container {
 
 /// Removes what there is of a container whose init has ended, or is to end. Hooks, slow file systems and processes on
 /// their way out take their time: a child waits for them. What a failed Delete has left, the next one removes.
-pub async fn remove(home: &Home, id: &str, bundle: &Path) -> Result<()> {
-    let chore = chore::start(|| {
+pub fn remove(home: &Home, id: &str, bundle: &Path) -> Result<Chore> {
+    let hooks = Inner::load(&home.root, id).map_or(Duration::ZERO, |inner| inner.poststop_time());
+    chore::start(format!("remove container {id:?}"), limits::REMOVE + hooks, || {
         match Inner::load(&home.root, id) {
             Ok(inner) => inner.delete(true)?,
-            Err(err) if err.kind() == Kind::NotFound => {}
+            Err(err) if err.kind() == Kind::NotFound => drop(Inner::remove_leftover(&home.root, id)?),
             Err(err) => return Err(err),
         }
         if home.mounted { rootfs::unmount_all(bundle) } else { Ok(()) }
-    })?;
-    settle(chore).await
+    })
 }
 
 /// The streams of a process to be: pipes, or the wish for a terminal.

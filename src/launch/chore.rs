@@ -2,79 +2,129 @@
 
 use std::io::{Read, Write};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::fcntl::OFlag;
+use nix::sys::signal::{Signal, killpg};
+use nix::unistd::Pid;
 
-use super::{Pending, Process};
+use super::{Pending, Process, hang};
 use crate::sys::clone::{self, Side};
 use crate::sys::process as sys;
-use crate::{Error, Kind, Result};
+use crate::{Error, Kind, Result, limits};
 
 /// The longest error text that comes back, bytes.
-const MAX_TEXT: u64 = 4096;
+const MAX_TEXT: u64 = 40 << 10;
 
-/// A chore under way. Dropped before its end, it goes on by itself.
+/// A chore under way. Dropped before its end, it goes on by itself; past its deadline it is killed, with everybody whom it
+/// has started, and waited for by nobody: who is in the middle of a system call dies after it.
 #[derive(Debug)]
 pub struct Chore {
     process: Process,
     answer: std::fs::File,
+    /// The answer is complete, and the process on its way out.
+    answered: bool,
     text: Vec<u8>,
+    term: Term,
 }
 
-/// Starts `work` in a child. It has none of this process's descriptors, so that a chore that is stuck keeps no stream of
-/// anybody open: `work` opens what it needs by itself.
-pub fn start(work: impl FnOnce() -> Result<()>) -> Result<Chore> {
+/// What is waited for, and how long.
+#[derive(Debug)]
+pub(crate) struct Term {
+    what: String,
+    limit: Duration,
+    deadline: Instant,
+}
+
+impl Term {
+    pub(crate) fn new(what: impl Into<String>, limit: Duration) -> Term {
+        let limit = limits::within(limit);
+        Term { what: what.into(), limit, deadline: Instant::now() + limit }
+    }
+
+    pub(crate) fn deadline(&self) -> Instant {
+        self.deadline
+    }
+
+    /// The error, when the time is over: what hangs, and where `process` does.
+    pub(crate) fn check(&self, process: &Process) -> Result<()> {
+        if Instant::now() < self.deadline {
+            return Ok(());
+        }
+        let place = hang::describe(process.pid).map_or(String::new(), |place| format!(", {place}"));
+        let text = format!("{}: no answer within {} s{place}", self.what, self.limit.as_secs());
+        Err(Error::new(Kind::Timeout, text))
+    }
+}
+
+/// Starts `work`, which reads `what` in an error, in a child. It has none of this process's descriptors, so that a chore
+/// that is stuck keeps no stream of anybody open: `work` opens what it needs by itself.
+pub fn start(what: impl Into<String>, limit: Duration, work: impl FnOnce() -> Result<()>) -> Result<Chore> {
     let fail = |errno| Error::sys("start a chore", errno);
     let (answer, end) = nix::unistd::pipe2(OFlag::O_CLOEXEC).map_err(fail)?;
-    match clone::clone3(0, None).map_err(fail)? {
+    let process = fork(end, |end| {
+        let text = match sys::close_others(&mut [end.as_raw_fd()]) {
+            Ok(()) => work().map_or_else(|err| format!("{:02}{err}", err.kind() as u8), |()| "ok".into()),
+            Err(errno) => format!("{:02}close descriptors: {errno}", Kind::System as u8),
+        };
+        let _ = std::fs::File::from(end).write_all(&text.as_bytes()[..text.len().min(MAX_TEXT as usize)]);
+    })?;
+    nix::fcntl::fcntl(&answer, nix::fcntl::FcntlArg::F_SETFL(OFlag::O_NONBLOCK)).map_err(fail)?;
+    Ok(Chore { process, answer: answer.into(), answered: false, text: Vec::new(), term: Term::new(what, limit) })
+}
+
+/// A child in a process group of its own, so that it can be killed with everybody whom it has started.
+pub(super) fn fork(end: OwnedFd, work: impl FnOnce(OwnedFd)) -> Result<Process> {
+    let own_group = |pid| nix::unistd::setpgid(Pid::from_raw(pid), Pid::from_raw(0));
+    match clone::clone3(0, None).map_err(|errno| Error::sys("start a chore", errno))? {
         Side::Child => {
-            let text = match sys::close_others(&mut [end.as_raw_fd()]) {
-                Ok(()) => work().map_or_else(|err| format!("{:02}{err}", err.kind() as u8), |()| "ok".into()),
-                Err(errno) => format!("{:02}close descriptors: {errno}", Kind::System as u8),
-            };
-            let _ = std::fs::File::from(end).write_all(&text.as_bytes()[..text.len().min(MAX_TEXT as usize)]);
+            let _ = own_group(0);
+            work(end);
             sys::exit_now(0)
         }
         Side::Parent(pid, pidfd) => {
-            nix::fcntl::fcntl(&answer, nix::fcntl::FcntlArg::F_SETFL(OFlag::O_NONBLOCK)).map_err(fail)?;
-            Ok(Chore { process: Process { pid, pidfd }, answer: answer.into(), text: Vec::new() })
+            // Whoever comes first; it has to be done before anybody kills the group.
+            let _ = own_group(pid);
+            Ok(Process { pid, pidfd })
         }
+    }
+}
+
+/// Kills a chore and everybody whom it has started.
+pub(super) fn kill(process: &Process) {
+    // The pid is still its own: nobody has waited for it.
+    if let Ok(None) = process.try_wait() {
+        let _ = killpg(Pid::from_raw(process.pid), Signal::SIGKILL);
+        process.abandon();
     }
 }
 
 /// A process that did a chore and stays until this is dropped: to keep what needs a process in it.
 #[derive(Debug)]
 pub struct Held {
-    process: Option<Process>,
+    process: Process,
     answer: std::os::unix::net::UnixStream,
     text: Vec<u8>,
+    term: Term,
 }
 
 /// Starts `work` in a child, as [`start`] does; it comes back with a text.
-pub fn hold(work: impl FnOnce() -> Result<String>) -> Result<Held> {
-    let fail = |errno| Error::sys("start a chore", errno);
+pub fn hold(what: impl Into<String>, limit: Duration, work: impl FnOnce() -> Result<String>) -> Result<Held> {
     let (answer, end) = std::os::unix::net::UnixStream::pair().map_err(|e| Error::io("start a chore", &e))?;
-    match clone::clone3(0, None).map_err(fail)? {
-        Side::Child => {
-            let text = match sys::close_others(&mut [end.as_raw_fd()]) {
-                Ok(()) => work().map_or_else(|err| format!("{:02}{err}", err.kind() as u8), |text| format!("ok{text}")),
-                Err(errno) => format!("{:02}close descriptors: {errno}", Kind::System as u8),
-            };
-            let _ = (&end).write_all(&text.as_bytes()[..text.len().min(MAX_TEXT as usize)]);
-            let _ = end.shutdown(std::net::Shutdown::Write);
-            // Ends also with the other side.
-            let _ = (&end).read(&mut [0]);
-            sys::exit_now(0)
-        }
-        Side::Parent(pid, pidfd) => {
-            drop(end);
-            let held = Held { process: Some(Process { pid, pidfd }), answer, text: Vec::new() };
-            held.answer.set_nonblocking(true).map_err(|e| Error::io("start a chore", &e))?;
-            Ok(held)
-        }
-    }
+    let process = fork(end.into(), |end| {
+        let end = std::os::unix::net::UnixStream::from(end);
+        let text = match sys::close_others(&mut [end.as_raw_fd()]) {
+            Ok(()) => work().map_or_else(|err| format!("{:02}{err}", err.kind() as u8), |text| format!("ok{text}")),
+            Err(errno) => format!("{:02}close descriptors: {errno}", Kind::System as u8),
+        };
+        let _ = (&end).write_all(&text.as_bytes()[..text.len().min(MAX_TEXT as usize)]);
+        let _ = end.shutdown(std::net::Shutdown::Write);
+        // Ends also with the other side.
+        let _ = (&end).read(&mut [0]);
+    })?;
+    answer.set_nonblocking(true).map_err(|e| Error::io("start a chore", &e))?;
+    Ok(Held { process, answer, text: Vec::new(), term: Term::new(what, limit) })
 }
 
 impl Held {
@@ -83,11 +133,18 @@ impl Held {
         self.answer.as_fd()
     }
 
+    /// When to call `advance` at the latest.
+    pub fn deadline(&self) -> Instant {
+        self.term.deadline
+    }
+
     /// The text of the work, when it is done.
     pub fn advance(&mut self) -> Result<Option<String>> {
         match (&self.answer).take(MAX_TEXT).read_to_end(&mut self.text) {
             Ok(_) => {}
-            Err(err) if err.raw_os_error() == Some(Errno::EAGAIN as i32) => return Ok(None),
+            Err(err) if err.raw_os_error() == Some(Errno::EAGAIN as i32) => {
+                return self.term.check(&self.process).map(|()| None);
+            }
             Err(err) => return Err(Error::io("read a chore's answer", &err)),
         }
         let text = String::from_utf8_lossy(&self.text);
@@ -100,9 +157,7 @@ impl Held {
 
 impl Drop for Held {
     fn drop(&mut self) {
-        if let Some(process) = self.process.take() {
-            process.discard();
-        }
+        kill(&self.process);
     }
 }
 
@@ -122,25 +177,48 @@ fn failure(text: &str) -> Option<Error> {
     Some(Error::new(kind, text.get(2..)?))
 }
 
+impl Chore {
+    /// Kills it, and whom it has started.
+    pub fn stop(self) {
+        kill(&self.process);
+    }
+
+    /// Readable when its process has exited: for who has given it up.
+    pub fn end(&self) -> BorrowedFd<'_> {
+        self.process.pidfd.as_fd()
+    }
+}
+
 impl Pending for Chore {
     type Output = ();
 
     fn fd(&self) -> BorrowedFd<'_> {
-        self.answer.as_fd()
+        if self.answered { self.end() } else { self.answer.as_fd() }
     }
 
     fn deadline(&self) -> Option<Instant> {
-        None
+        Some(self.term.deadline)
     }
 
     fn advance(&mut self) -> Result<Option<()>> {
-        match (&self.answer).take(MAX_TEXT).read_to_end(&mut self.text) {
-            Ok(_) => {}
-            Err(err) if err.raw_os_error() == Some(Errno::EAGAIN as i32) => return Ok(None),
-            Err(err) => return Err(Error::io("read a chore's answer", &err)),
+        if !self.answered {
+            match (&self.answer).take(MAX_TEXT).read_to_end(&mut self.text) {
+                Ok(_) => self.answered = true,
+                Err(err) if err.raw_os_error() == Some(Errno::EAGAIN as i32) => {}
+                Err(err) => return Err(Error::io("read a chore's answer", &err)),
+            }
         }
-        // The answer ends with the process.
-        let exit = self.process.wait()?;
+        // What it has open, and its namespaces, go after the answer.
+        let exit = if self.answered { self.process.try_wait()? } else { None };
+        let Some(exit) = exit else {
+            return match self.term.check(&self.process) {
+                Ok(()) => Ok(None),
+                Err(err) => {
+                    kill(&self.process);
+                    Err(err)
+                }
+            };
+        };
         let text = String::from_utf8_lossy(&self.text);
         if text == "ok" {
             return Ok(Some(()));
