@@ -281,7 +281,7 @@ impl Container {
             restored?;
             return Ok(self.started());
         }
-        let starting = self.init.open_stdin().and_then(|()| match &mut *self.inner.borrow_mut() {
+        let starting = self.init.open_stdin().await.and_then(|()| match &mut *self.inner.borrow_mut() {
             Some(inner) => inner.start(),
             None => Err(precondition("container is being deleted")),
         });
@@ -313,7 +313,11 @@ impl Container {
         self.init.set_child(restored.init)?;
         let name = Name { id: &self.id, namespace: &self.home.namespace };
         let connected = connect(&self.init, copies, restored.console, name).await;
-        if let Err(err) = connected.and_then(|()| self.init.open_stdin()) {
+        let connected = match connected {
+            Ok(()) => self.init.open_stdin().await,
+            failed => failed,
+        };
+        if let Err(err) = connected {
             // One that does not die is removed by Delete.
             if self.init.discard().await {
                 // What containerd has mounted stays until Delete.
@@ -413,7 +417,7 @@ impl Container {
         // What outlives the Delete of an exec process must not keep the client's streams open.
         let direct = self.manner.direct && tree.is_some() && !labelled(&exec.spec);
         let manner = Manner { direct, ..self.manner };
-        let (stdio, copies) = Streams::new(&process.local_paths(), manner, name)?.ready().await?;
+        let (stdio, copies) = Streams::open(&process.local_paths(), manner, name).await?.split();
         let request = Exec {
             process: exec.spec.clone(),
             stdio,
@@ -428,7 +432,10 @@ impl Container {
         *exec.tree.borrow_mut() = execed.tree;
         process.set_child(execed.process)?;
         let connected = connect(process, copies, execed.console, name).await;
-        let connected = connected.and_then(|()| process.open_stdin());
+        let connected = match connected {
+            Ok(()) => process.open_stdin().await,
+            failed => failed,
+        };
         if connected.is_err() {
             process.discard().await;
         }
@@ -651,21 +658,21 @@ pub enum Streams {
 }
 
 impl Streams {
-    /// For these paths.
-    pub fn new(paths: &Paths, manner: Manner, name: Name<'_>) -> Result<Streams> {
+    /// For these paths; waits for a logger, for a file to be open, and for the readers of FIFOs.
+    pub async fn open(paths: &Paths, manner: Manner, name: Name<'_>) -> Result<Streams> {
         if paths.terminal {
             return Ok(Streams::Terminal);
         }
-        Pipes::new(paths, manner, name).map(Box::new).map(Streams::Pipes)
+        Pipes::open(paths, manner, name).await.map(Box::new).map(Streams::Pipes)
     }
 
-    /// Waits for a logger and for the readers of FIFOs. Returns what the process gets, and what is copied.
-    pub async fn ready(self) -> Result<(Stdio, Option<crate::io::Copies>)> {
+    /// What the process gets, and what is copied.
+    pub fn split(self) -> (Stdio, Option<crate::io::Copies>) {
         match self {
-            Streams::Terminal => Ok((Stdio::Terminal, None)),
+            Streams::Terminal => (Stdio::Terminal, None),
             Streams::Pipes(pipes) => {
-                let (process, copies) = pipes.ready().await?;
-                Ok((Stdio::Fds(process), Some(copies)))
+                let (process, copies) = pipes.split();
+                (Stdio::Fds(process), Some(copies))
             }
         }
     }

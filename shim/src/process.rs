@@ -11,7 +11,7 @@ use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::sync::watch;
 
-use crate::io::{Io, Paths, watch_fd};
+use crate::io::{Io, Paths, open_stdin, watch_fd};
 use crate::streaming::Local;
 
 /// How long Delete waits for the last output, as the Go shim does.
@@ -111,11 +111,15 @@ impl Process {
     }
 
     /// Connects its stdin with the client's.
-    pub fn open_stdin(&self) -> Result<()> {
-        match self.io.borrow_mut().as_mut() {
-            Some(io) => io.open_stdin(&self.local_paths().stdin),
-            None => Ok(()),
+    pub async fn open_stdin(&self) -> Result<()> {
+        if !self.io.borrow().as_ref().is_some_and(Io::wants_stdin) {
+            return Ok(());
         }
+        let stdin = open_stdin(&self.local_paths().stdin).await?;
+        if let Some(io) = self.io.borrow_mut().as_mut() {
+            io.copy_stdin(stdin);
+        }
+        Ok(())
     }
 
     /// Keeps the pty master for resizing.

@@ -243,7 +243,7 @@ impl Shim {
         let manner = Manner { owner, direct: !pipes && owner == (0, 0) && init_may_have_fifos(&spec) };
         let local = Local::new(&self.streams, &paths)?;
         let opened = local.as_ref().map_or(&paths, |local| &local.paths);
-        let (stdio, copies) = Streams::new(opened, manner, name)?.ready().await?;
+        let (stdio, copies) = Streams::open(opened, manner, name).await?.split();
         let mounted = !request.rootfs.is_empty();
         let mut rest = Rest { mounted: mounted.then(|| bundle.clone()), ..Rest::default() };
         let made = async {

@@ -2,6 +2,7 @@
 
 use std::io::{Read, Write};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
@@ -228,9 +229,109 @@ impl Pending for Chore {
     }
 }
 
+/// A child that copies what comes from a pipe into a file, until the end of it: a disk that hangs holds up nobody else.
+/// Its output is that the file is open. Dropped, it is killed.
+#[derive(Debug)]
+pub struct Writer(Chore);
+
+/// Has a child open the file, and then write to it what comes from `input`.
+pub fn write_file(what: String, limit: Duration, input: OwnedFd, path: &Path, make_dirs: bool) -> Result<Writer> {
+    let fail = |errno| Error::sys("start a writer", errno);
+    let (answer, end) = nix::unistd::pipe2(OFlag::O_CLOEXEC).map_err(fail)?;
+    let text = what.clone();
+    let process = fork(end, |end| {
+        let opened = sys::close_others(&mut [end.as_raw_fd(), input.as_raw_fd()]).map_err(fail);
+        let opened = opened.and_then(|()| open_to_append(&text, path, make_dirs));
+        let answer = opened.as_ref().map_or_else(|err| format!("{:02}{err}", err.kind() as u8), |_| "ok".into());
+        let _ = std::fs::File::from(end).write_all(answer.as_bytes());
+        if let Ok(file) = opened
+            && let Err(err) = copy(input, file)
+        {
+            log::warn!("write to {path:?}: {err}");
+        }
+    })?;
+    nix::fcntl::fcntl(&answer, nix::fcntl::FcntlArg::F_SETFL(OFlag::O_NONBLOCK)).map_err(fail)?;
+    let term = Term::new(what, limit);
+    Ok(Writer(Chore { process, answer: answer.into(), answered: false, text: Vec::new(), term }))
+}
+
+fn open_to_append(what: &str, path: &Path, make_dirs: bool) -> Result<std::fs::File> {
+    use std::os::unix::fs::OpenOptionsExt;
+    if make_dirs && let Some(parent) = path.parent() {
+        std::fs::create_dir_all(parent).map_err(|e| Error::io(what, &e))?;
+    }
+    let mut options = std::fs::OpenOptions::new();
+    options.append(true).create(true).mode(0o644).open(path).map_err(|e| Error::io(what, &e))
+}
+
+fn copy(input: OwnedFd, mut file: std::fs::File) -> std::io::Result<()> {
+    let (mut input, mut buffer) = (std::fs::File::from(input), [0; 16 << 10]);
+    loop {
+        match input.read(&mut buffer) {
+            Ok(0) => return Ok(()),
+            Ok(n) => file.write_all(&buffer[..n])?,
+            Err(err) if err.kind() == std::io::ErrorKind::Interrupted => {}
+            Err(err) => return Err(err),
+        }
+    }
+}
+
+impl Writer {
+    /// Its process: it ends when all has been written.
+    pub fn process(&self) -> &Process {
+        &self.0.process
+    }
+}
+
+impl Pending for Writer {
+    type Output = ();
+
+    fn fd(&self) -> BorrowedFd<'_> {
+        self.0.answer.as_fd()
+    }
+
+    fn deadline(&self) -> Option<Instant> {
+        self.0.deadline()
+    }
+
+    fn advance(&mut self) -> Result<Option<()>> {
+        let chore = &mut self.0;
+        match (&chore.answer).take(MAX_TEXT).read_to_end(&mut chore.text) {
+            Ok(_) => {}
+            Err(err) if err.raw_os_error() == Some(Errno::EAGAIN as i32) => {
+                return chore.term.check(&chore.process).map(|()| None);
+            }
+            Err(err) => return Err(Error::io("read a writer's answer", &err)),
+        }
+        let text = String::from_utf8_lossy(&chore.text);
+        if text == "ok" {
+            return Ok(Some(()));
+        }
+        Err(failure(&text).unwrap_or_else(|| Error::new(Kind::System, "a writer ended without an answer")))
+    }
+}
+
+impl Drop for Writer {
+    fn drop(&mut self) {
+        kill(&self.0.process);
+    }
+}
+
+/// A program that is being started. Dropped before it runs, it is left alone.
+#[derive(Debug)]
+pub struct Spawning {
+    said: OwnedFd,
+    what: String,
+}
+
 /// Starts a program with these descriptors as 3, 4, ... and nothing else of this process but an empty stdin, stdout and
-/// stderr. `env` is its whole environment.
-pub fn spawn(program: &std::ffi::CStr, argv: &sys::CStrings, env: &sys::CStrings, fds: &[OwnedFd]) -> Result<Process> {
+/// stderr. `env` is its whole environment. It runs when the second of what this returns says so.
+pub fn spawn(
+    program: &std::ffi::CStr,
+    argv: &sys::CStrings,
+    env: &sys::CStrings,
+    fds: &[OwnedFd],
+) -> Result<(Process, Spawning)> {
     let fail = |errno| Error::sys(format!("run {program:?}"), errno);
     let null = nix::fcntl::open(c"/dev/null", OFlag::O_RDWR | OFlag::O_CLOEXEC, nix::sys::stat::Mode::empty());
     let null = null.map_err(fail)?;
@@ -243,15 +344,29 @@ pub fn spawn(program: &std::ffi::CStr, argv: &sys::CStrings, env: &sys::CStrings
         }
         Side::Parent(pid, pidfd) => {
             drop(end);
-            let process = Process { pid, pidfd };
-            let mut code = [0; 4];
-            match nix::unistd::read(&said, &mut code) {
-                Ok(4) => {
-                    process.discard();
-                    Err(fail(Errno::from_raw(i32::from_ne_bytes(code))))
-                }
-                _ => Ok(process),
-            }
+            nix::fcntl::fcntl(&said, nix::fcntl::FcntlArg::F_SETFL(OFlag::O_NONBLOCK)).map_err(fail)?;
+            Ok((Process { pid, pidfd }, Spawning { said, what: format!("run {program:?}") }))
+        }
+    }
+}
+
+impl Pending for Spawning {
+    type Output = ();
+
+    fn fd(&self) -> BorrowedFd<'_> {
+        self.said.as_fd()
+    }
+
+    fn deadline(&self) -> Option<Instant> {
+        None
+    }
+
+    fn advance(&mut self) -> Result<Option<()>> {
+        let mut code = [0; 4];
+        match nix::unistd::read(&self.said, &mut code) {
+            Ok(4) => Err(Error::sys(&self.what, Errno::from_raw(i32::from_ne_bytes(code)))),
+            Err(Errno::EAGAIN | Errno::EINTR) => Ok(None),
+            _ => Ok(Some(())),
         }
     }
 }
