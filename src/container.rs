@@ -14,7 +14,7 @@ use nix::errno::Errno;
 use oci_spec::runtime::{Hook, LinuxResources};
 
 pub use checkpoint::{Restoring, restore};
-pub use create::{Create, Created, Creating, NOTIFY, create};
+pub use create::{Create, Created, Creating, Leftover, NOTIFY, create};
 pub use exec::{Exec, Execed, Execing, Tree};
 use update::merge;
 
@@ -23,12 +23,13 @@ use crate::cgroup::{Cgroup, OomWatch, Stats};
 use crate::error::{CONTAINER_DOES_NOT_EXIST, CONTAINER_NOT_RUNNING};
 use crate::hooks::{self, Running};
 use crate::host::Cgroups;
+use crate::launch::chore::Chore;
 use crate::launch::{self, Channel, Pending, describe};
 use crate::plan;
 use crate::rdt::Group;
 use crate::state::{Dir, State, ids, proc_stat};
 use crate::sys::clone::pidfd_open;
-use crate::{Error, Kind, Result};
+use crate::{Error, Kind, Result, limits};
 
 /// The version of the runtime spec that skiff implements, in the states that it prints.
 pub const OCI_VERSION: &str = "1.3.0";
@@ -57,12 +58,14 @@ pub enum Gate {
 #[derive(Debug)]
 pub struct Starting {
     channel: Option<Channel>,
-    running: Option<Running>,
+    running: Option<Chore>,
     hooks: std::collections::VecDeque<(usize, Hook)>,
     hook_state: Vec<u8>,
     program: String,
     dir: Dir,
     pid: i32,
+    /// By when the program has to run; None where somebody waits who may wait for ever.
+    deadline: Option<Instant>,
 }
 
 /// Status as `runc state` prints it.
@@ -284,6 +287,10 @@ impl Container {
             Status::Running => return refuse("cannot start an already running container"),
             other => return refuse(&format!("cannot start a container in the {other} state")),
         }
+        let deadline = self
+            .gate
+            .is_some()
+            .then(|| limits::from_now(limits::BIRTH) + Duration::from_secs(self.state.skiff.start_hooks));
         let channel = match self.gate.take() {
             Some(channel) => {
                 channel.open_gate()?;
@@ -304,6 +311,7 @@ impl Container {
             program: own.program.clone(),
             dir: self.dir.clone(),
             pid,
+            deadline,
         })
     }
 
@@ -319,6 +327,7 @@ impl Container {
         }
         let below = (!request.cgroups.is_empty()).then(|| self.cgroup.below(&request.cgroups)).transpose()?;
         let tree = request.tree;
+        let deadline = request.limit.map(limits::from_now);
         check_preserved(request.preserve_fds)?;
         let terminal = matches!(request.stdio, Stdio::Terminal);
         let mut plan = plan::process::plan("process", &request.process, terminal)?;
@@ -343,7 +352,7 @@ impl Container {
             keyring,
             state: hook_state(&self.state),
         })
-        .map(|birth| Execing { birth, tree })
+        .map(|birth| Execing { birth, tree, deadline })
     }
 
     /// A cgroup of its own below the container's, for an exec process. None where it cannot be made.
@@ -496,6 +505,11 @@ impl Container {
         self.dir.remove().map(|()| true)
     }
 
+    /// How long its poststop hooks may take.
+    pub fn poststop_time(&self) -> Duration {
+        hooks::time(self.state.skiff.hooks.poststop().as_deref())
+    }
+
     fn kill_and_wait(&self) -> Result<()> {
         let init = match self.init() {
             Err(err) if err.kind() == Kind::NotFound => return Ok(()),
@@ -522,6 +536,14 @@ pub fn does_not_exist() -> Error {
     Error::new(Kind::NotFound, CONTAINER_DOES_NOT_EXIST)
 }
 
+impl Starting {
+    fn kill(&self) {
+        if let Ok(init) = pidfd_open(self.pid) {
+            let _ = crate::sys::clone::pidfd_kill(init.as_fd(), libc::SIGKILL);
+        }
+    }
+}
+
 impl Pending for Starting {
     type Output = ();
 
@@ -538,12 +560,18 @@ impl Pending for Starting {
     }
 
     fn deadline(&self) -> Option<Instant> {
-        self.running.as_ref().and_then(Running::deadline)
+        self.running.as_ref().map_or(self.deadline, Pending::deadline)
     }
 
     fn advance(&mut self) -> Result<Option<()>> {
         if let Some(channel) = &mut self.channel {
             match channel.executed()? {
+                None if self.deadline.is_some_and(|deadline| Instant::now() >= deadline) => {
+                    let place = launch::hang::describe(self.pid).map_or(String::new(), |place| format!(", {place}"));
+                    self.kill();
+                    let text = format!("start {:?}: it does not run in time{place}", self.program);
+                    return Err(Error::new(Kind::Timeout, text));
+                }
                 None => return Ok(None),
                 Some(Ok(())) => {}
                 Some(Err(Some(failure))) => {
@@ -559,20 +587,19 @@ impl Pending for Starting {
         }
         loop {
             if let Some(running) = &mut self.running {
-                match running.poll() {
+                match running.advance() {
                     Ok(None) => return Ok(None),
                     Ok(Some(())) => self.running = None,
                     Err(err) => {
                         // A failed poststart hook stops the container (runtime spec 1.3, runtime.md, "Lifecycle").
-                        if let Ok(init) = pidfd_open(self.pid) {
-                            let _ = crate::sys::clone::pidfd_kill(init.as_fd(), libc::SIGKILL);
-                        }
+                        self.kill();
                         return Err(err);
                     }
                 }
             }
             let Some((at, hook)) = self.hooks.pop_front() else { return Ok(Some(())) };
-            self.running = Some(hooks::start("poststart", at, &hook, &self.hook_state, None)?);
+            let patience = if self.deadline.is_some() { limits::HOOK } else { limits::NONE };
+            self.running = Some(hooks::start_apart("poststart", at, &hook, &self.hook_state, patience)?);
         }
     }
 }

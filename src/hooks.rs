@@ -11,9 +11,10 @@ use std::time::{Duration, Instant};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use oci_spec::runtime::Hook;
 
+use crate::launch::chore::{self, Chore};
 use crate::sys::clone::pidfd_open;
 use crate::sys::process::CStrings;
-use crate::{Error, Kind, Result};
+use crate::{Error, Kind, Result, limits};
 
 /// What a hook wrote is read back up to here, in bytes.
 const MAX_OUTPUT: u64 = 16 << 10;
@@ -65,6 +66,24 @@ pub fn start(kind: &str, at: usize, hook: &Hook, state: &[u8], env: Option<&CStr
     let deadline =
         hook.timeout().map(|seconds| (Instant::now() + Duration::from_secs(seconds.unsigned_abs()), seconds));
     Ok(Running { child, pidfd, deadline, stdout, stderr, what })
+}
+
+/// Starts it from a child: its program may lie on a disk that hangs, and what it starts is killed with it. One that names no
+/// timeout has `patience`.
+pub fn start_apart(kind: &str, at: usize, hook: &Hook, state: &[u8], patience: Duration) -> Result<Chore> {
+    // Its own timeout is up to the child, which has a better error for it.
+    let limit = hook.timeout().map_or(patience, |seconds| Duration::from_secs(seconds.unsigned_abs()) + limits::DEATH);
+    let what = format!("error running {kind} hook #{at}");
+    chore::start(what, limit, || start(kind, at, hook, state, None)?.finish())
+}
+
+/// How long these may take together: one that names no timeout has [`limits::HOOK`].
+pub fn time(hooks: Option<&[Hook]>) -> Duration {
+    let one = |hook: &Hook| match hook.timeout() {
+        Some(seconds) => Duration::from_secs(seconds.unsigned_abs()),
+        None => limits::within(limits::HOOK),
+    };
+    hooks.unwrap_or_default().iter().map(one).sum()
 }
 
 fn memfd() -> std::io::Result<File> {

@@ -13,6 +13,7 @@ pub mod features;
 pub mod hooks;
 pub mod host;
 pub mod launch;
+pub mod limits;
 pub mod plan;
 pub mod rdt;
 pub mod state;

@@ -78,6 +78,9 @@ pub struct Own {
     pub unit: Option<crate::cgroup::systemd::Unit>,
     /// Hooks that are still to come.
     pub hooks: Hooks,
+    /// How long its startContainer hooks may take, seconds.
+    #[serde(default)]
+    pub start_hooks: u64,
     /// The seccomp filter of every process.
     pub seccomp: Option<Filter>,
     /// Its processes get a session keyring of their own.

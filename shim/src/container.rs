@@ -14,8 +14,9 @@ use oci_spec::runtime::{LinuxNamespace, LinuxNamespaceType, LinuxResources, Moun
 use skiff::cgroup::{OomWatch, Stats};
 use skiff::container::{Container as Inner, Create, Exec, Status, Stdio, Tree};
 use skiff::criu;
-use skiff::launch::{Exit, chore};
-use skiff::{Error, Kind, Result};
+use skiff::launch::Exit;
+use skiff::launch::chore::{self, Chore};
+use skiff::{Error, Kind, Result, limits};
 use tokio::io::Interest;
 use tokio::sync::watch;
 
@@ -292,7 +293,7 @@ impl Container {
             restored?;
             return Ok(self.started());
         }
-        let starting = self.init.open_stdin().and_then(|()| match &mut *self.inner.borrow_mut() {
+        let starting = self.init.open_stdin().await.and_then(|()| match &mut *self.inner.borrow_mut() {
             Some(inner) => inner.start(),
             None => Err(precondition("container is being deleted")),
         });
@@ -324,12 +325,18 @@ impl Container {
         self.init.set_child(restored.init)?;
         let name = Name { id: &self.id, namespace: &self.home.namespace };
         let connected = connect(&self.init, copies, restored.console, name).await;
-        if let Err(err) = connected.and_then(|()| self.init.open_stdin()) {
-            self.init.discard().await;
-            // What containerd has mounted stays until Delete.
-            let home = Home { mounted: false, ..self.home.clone() };
-            if let Err(undo) = remove(&home, &self.id, &self.bundle).await {
-                log::warn!("undo restore: {undo}");
+        let connected = match connected {
+            Ok(()) => self.init.open_stdin().await,
+            failed => failed,
+        };
+        if let Err(err) = connected {
+            // One that does not die is removed by Delete.
+            if self.init.discard().await {
+                // What containerd has mounted stays until Delete.
+                let home = Home { mounted: false, ..self.home.clone() };
+                if let Err(undo) = settle(remove(&home, &self.id, &self.bundle)?).await {
+                    log::warn!("undo restore: {undo}");
+                }
             }
             return Err(err);
         }
@@ -348,7 +355,8 @@ impl Container {
         }
         options.work.get_or_insert_with(|| self.work_path());
         let (root, id) = (self.home.root.clone(), self.id.clone());
-        settle(chore::start(move || Inner::load(&root, &id)?.checkpoint(&options))?).await
+        let what = format!("checkpoint container {id:?}");
+        settle(chore::start(what, limits::CRIU, move || Inner::load(&root, &id)?.checkpoint(&options))?).await
     }
 
     /// Adds an exec process; nothing of it is made before its start.
@@ -421,7 +429,7 @@ impl Container {
         // What outlives the Delete of an exec process must not keep the client's streams open.
         let direct = self.manner.direct && tree.is_some() && !labelled(&exec.spec);
         let manner = Manner { direct, ..self.manner };
-        let (stdio, copies) = Streams::new(&process.local_paths(), manner, name)?.ready().await?;
+        let (stdio, copies) = Streams::open(&process.local_paths(), manner, name).await?.split();
         let request = Exec {
             process: exec.spec.clone(),
             stdio,
@@ -429,13 +437,17 @@ impl Container {
             cgroups: Vec::new(),
             ignore_paused: false,
             tree,
+            limit: Some(limits::EXEC),
         };
         let execing = self.with(|inner| inner.exec(request))?;
         let execed = settle(execing).await?;
         *exec.tree.borrow_mut() = execed.tree;
         process.set_child(execed.process)?;
         let connected = connect(process, copies, execed.console, name).await;
-        let connected = connected.and_then(|()| process.open_stdin());
+        let connected = match connected {
+            Ok(()) => process.open_stdin().await,
+            failed => failed,
+        };
         if connected.is_err() {
             process.discard().await;
         }
@@ -484,7 +496,8 @@ impl Container {
         }
         // systemd may take its time.
         let (root, id) = (self.home.root.clone(), self.id.clone());
-        settle(chore::start(move || Inner::load(&root, &id)?.update(&resources))?).await?;
+        let what = format!("update container {id:?}");
+        settle(chore::start(what, limits::SYSTEMD, move || Inner::load(&root, &id)?.update(&resources))?).await?;
         match &mut *self.inner.borrow_mut() {
             Some(inner) => inner.reload(),
             None => Err(crate::error::no_container(&self.id)),
@@ -498,7 +511,8 @@ impl Container {
         }
         // A process in the middle of a slow system call freezes only after it.
         let (root, id) = (self.home.root.clone(), self.id.clone());
-        settle(chore::start(move || Inner::load(&root, &id)?.pause())?).await?;
+        let what = format!("pause container {id:?}");
+        settle(chore::start(what, limits::FREEZE, move || Inner::load(&root, &id)?.pause())?).await?;
         self.events.send("/tasks/paused", &TaskPaused { container_id: self.id.clone(), ..TaskPaused::default() });
         Ok(())
     }
@@ -572,7 +586,8 @@ impl Container {
             Phase::Created if self.to_restore.borrow_mut().take().is_some() => {}
             Phase::Created => {
                 self.with(|inner| inner.kill(libc::SIGKILL, false))?;
-                self.init.wait().await;
+                let died = tokio::time::timeout(limits::within(limits::DEATH), self.init.wait()).await;
+                died.map_err(|_| self.init.undead())?;
             }
             // Stopped by a failed start, its exit may still be on its way.
             Phase::Stopped => {
@@ -620,7 +635,7 @@ impl Container {
         if deleted && !self.home.mounted {
             return Ok(());
         }
-        remove(&self.home, &self.id, &self.bundle).await
+        settle(remove(&self.home, &self.id, &self.bundle)?).await
     }
 
     /// A line for the log.
@@ -634,16 +649,16 @@ impl Container {
 
 /// Removes what there is of a container whose init has ended, or is to end. Hooks, slow file systems and processes on
 /// their way out take their time: a child waits for them. What a failed Delete has left, the next one removes.
-pub async fn remove(home: &Home, id: &str, bundle: &Path) -> Result<()> {
-    let chore = chore::start(|| {
+pub fn remove(home: &Home, id: &str, bundle: &Path) -> Result<Chore> {
+    let hooks = Inner::load(&home.root, id).map_or(Duration::ZERO, |inner| inner.poststop_time());
+    chore::start(format!("remove container {id:?}"), limits::REMOVE + hooks, || {
         match Inner::load(&home.root, id) {
             Ok(inner) => inner.delete(true)?,
-            Err(err) if err.kind() == Kind::NotFound => {}
+            Err(err) if err.kind() == Kind::NotFound => drop(Inner::remove_leftover(&home.root, id)?),
             Err(err) => return Err(err),
         }
         if home.mounted { rootfs::unmount_all(bundle) } else { Ok(()) }
-    })?;
-    settle(chore).await
+    })
 }
 
 /// The streams of a process to be: pipes, or the wish for a terminal.
@@ -655,21 +670,21 @@ pub enum Streams {
 }
 
 impl Streams {
-    /// For these paths.
-    pub fn new(paths: &Paths, manner: Manner, name: Name<'_>) -> Result<Streams> {
+    /// For these paths; waits for a logger, for a file to be open, and for the readers of FIFOs.
+    pub async fn open(paths: &Paths, manner: Manner, name: Name<'_>) -> Result<Streams> {
         if paths.terminal {
             return Ok(Streams::Terminal);
         }
-        Pipes::new(paths, manner, name).map(Box::new).map(Streams::Pipes)
+        Pipes::open(paths, manner, name).await.map(Box::new).map(Streams::Pipes)
     }
 
-    /// Waits for a logger and for the readers of FIFOs. Returns what the process gets, and what is copied.
-    pub async fn ready(self) -> Result<(Stdio, Option<crate::io::Copies>)> {
+    /// What the process gets, and what is copied.
+    pub fn split(self) -> (Stdio, Option<crate::io::Copies>) {
         match self {
-            Streams::Terminal => Ok((Stdio::Terminal, None)),
+            Streams::Terminal => (Stdio::Terminal, None),
             Streams::Pipes(pipes) => {
-                let (process, copies) = pipes.ready().await?;
-                Ok((Stdio::Fds(process), Some(copies)))
+                let (process, copies) = pipes.split();
+                (Stdio::Fds(process), Some(copies))
             }
         }
     }

@@ -4,25 +4,28 @@
 //! reader, so that a restart of containerd neither breaks the process nor loses what it has written. Everywhere else it
 //! gets pipes.
 
-use std::fs::{File, OpenOptions};
-use std::io::{Read, Write};
+use std::fs::OpenOptions;
+use std::io::Read;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::Path;
 use std::rc::Rc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, SpliceFFlags, fcntl, splice};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::unistd::pipe2;
-use skiff::{Error, Kind, Result};
+use skiff::launch::chore::{self, Writer};
+use skiff::launch::{Pending, opening};
+use skiff::{Error, Kind, Result, limits};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::sync::{Notify, watch};
 use tokio::task::JoinHandle;
 
 use crate::logger::Logger;
+use crate::process::settle;
 
 /// Most that one splice moves, bytes: a pipe's default size.
 const CHUNK: usize = 64 << 10;
@@ -56,46 +59,92 @@ pub struct Io {
     logger: Option<Logger>,
 }
 
-/// How long a client may take to open the FIFOs that it has named.
-const OPENING: Duration = Duration::from_secs(30);
-
-impl Output {
-    async fn open(&mut self, field: &str) -> Result<()> {
-        let Output::Fifo(path) = self else { return Ok(()) };
-        let opened = tokio::time::timeout(OPENING, open_output(path)).await;
-        let opened = opened.map_err(|_| Error::new(Kind::Timeout, format!("{field}: nobody reads {path:?}")))?;
-        let (writer, reader) = opened.map_err(|errno| Error::sys(format!("{field}: open {path:?}"), errno))?;
-        *self = Output::Open(writer, reader);
-        Ok(())
-    }
-}
-
-enum Output {
+/// Where an output goes, as the request names it.
+enum Named {
     Null,
     Fifo(String),
+    /// On a file system that may hang: a child looks what it is.
+    Far(String),
+    /// A file, and whether directories above it are to be made.
+    File(String, bool),
+}
+
+/// The same, open.
+enum Output {
+    Null,
     /// Its writer, and a reader of our own.
     Open(OwnedFd, OwnedFd),
     /// Written by the process; a reader of our own.
     Direct(OwnedFd),
-    File(File),
-    /// A pipe to a logger, for a terminal's copy.
+    /// A pipe to a logger or to a writer, for a terminal's copy.
     Pipe(OwnedFd),
+    /// A child writes to the file what comes through a pipe.
+    Written(Writer),
 }
 
-/// Pipes whose one end the process gets, and the other ends for [`Copies`].
+impl Named {
+    /// Opens it. For a file, the second is the end of the pipe to write to.
+    async fn open(self, field: &str) -> Result<(Output, Option<OwnedFd>)> {
+        match self {
+            Named::Null => Ok((Output::Null, None)),
+            Named::Fifo(path) => {
+                let opened = tokio::time::timeout(limits::within(limits::OPEN), open_output(&path)).await;
+                let opened = opened.map_err(|_| nobody_reads(field, &path))?;
+                let (writer, reader) = opened.map_err(|errno| Error::sys(format!("{field}: open {path:?}"), errno))?;
+                Ok((Output::Open(writer, reader), None))
+            }
+            Named::Far(path) => match open_far(field, &path).await? {
+                Some((writer, reader)) => Ok((Output::Open(writer, reader), None)),
+                None => Box::pin(Named::File(path, false).open(field)).await,
+            },
+            Named::File(path, make_dirs) => {
+                let (read, write) = pipe()?;
+                let what = format!("{field}: open {path:?}");
+                let mut writer = chore::write_file(what, limits::OPEN, read, Path::new(&path), make_dirs)?;
+                settle(&mut writer).await?;
+                Ok((Output::Written(writer), Some(write)))
+            }
+        }
+    }
+}
+
+fn nobody_reads(field: &str, path: &str) -> Error {
+    Error::new(Kind::Timeout, format!("{field}: nobody reads {path:?}"))
+}
+
+/// A FIFO that may be on a file system that hangs: a child waits for its reader. None when it is a file.
+async fn open_far(field: &str, path: &str) -> Result<Option<(OwnedFd, OwnedFd)>> {
+    let open = |writes: &bool| {
+        let how = if *writes { OFlag::O_WRONLY } else { OFlag::O_RDONLY | OFlag::O_NONBLOCK };
+        if *writes && !std::fs::metadata(path).map_err(errno)?.file_type().is_fifo() {
+            return Err(NO_FIFO);
+        }
+        let fd = nix::fcntl::open(path, how | OFlag::O_CLOEXEC, nix::sys::stat::Mode::empty())?;
+        set_nonblocking(&fd)?;
+        Ok(fd)
+    };
+    let name = format!("{field}: open {path:?}");
+    let mut opening = opening::begin(&[true, false], vec![name.clone(), name.clone()], limits::OPEN, open)?;
+    let opened = loop {
+        match opening.poll() {
+            Ok(Some(fds)) => break fds,
+            Ok(None) => readable(opening.fd(), opening.deadline()).await?,
+            Err(opening::Failed::Errno(_, NO_FIFO)) => return Ok(None),
+            Err(opening::Failed::Errno(_, errno)) => return Err(Error::sys(name, errno)),
+            Err(opening::Failed::Error(err)) => return Err(err),
+        }
+    };
+    let mut fds = opened.into_iter();
+    Ok(fds.next().zip(fds.next()))
+}
+
+/// What no open of a FIFO says.
+const NO_FIFO: Errno = Errno::ESPIPE;
+
+/// Pipes or FIFOs for a process that is to be made.
 pub struct Pipes {
-    stdin: (OwnedFd, Option<OwnedFd>),
-    outputs: [Stream; 2],
-    logger: Option<Logger>,
-}
-
-/// An output of the process.
-struct Stream {
-    /// The process's end; None while it waits to be the FIFO itself.
-    process: Option<OwnedFd>,
-    /// Our end of a pipe.
-    pipe: Option<OwnedFd>,
-    to: Output,
+    process: [OwnedFd; 3],
+    copies: Copies,
 }
 
 /// How a process's streams are made.
@@ -126,35 +175,24 @@ fn set_nonblocking(fd: &OwnedFd) -> nix::Result<()> {
     fcntl(fd, FcntlArg::F_SETFL(flags | OFlag::O_NONBLOCK)).map(drop)
 }
 
-impl Stream {
-    fn new(to: Output, manner: Manner) -> Result<Stream> {
-        match &to {
-            Output::Null => Ok(Stream { process: Some(null(true)?), pipe: None, to }),
-            Output::Fifo(_) if manner.direct => Ok(Stream { process: None, pipe: None, to }),
-            _ => {
-                let (read, write) = pipe()?;
-                own(&write, manner.owner)?;
-                set_nonblocking(&read).map_err(|errno| Error::sys("set up a pipe", errno))?;
-                Ok(Stream { process: Some(write), pipe: Some(read), to })
-            }
+/// The process's end of an output, our end of a pipe, and where that goes.
+async fn stream(field: &str, named: Named, manner: Manner) -> Result<(OwnedFd, Option<OwnedFd>, Output)> {
+    match named.open(field).await? {
+        (Output::Open(writer, reader), _) if manner.direct => {
+            let blocking = fcntl(&writer, FcntlArg::F_SETFL(OFlag::empty()));
+            blocking.map_err(|errno| Error::sys(format!("{field}: set up the FIFO"), errno))?;
+            Ok((writer, None, Output::Direct(reader)))
         }
-    }
-
-    /// For a process that writes to `end` without us.
-    fn beside(end: OwnedFd) -> Stream {
-        Stream { process: Some(end), pipe: None, to: Output::Null }
-    }
-
-    async fn ready(mut self, field: &str) -> Result<(OwnedFd, Option<OwnedFd>, Output)> {
-        self.to.open(field).await?;
-        match (self.process, self.to) {
-            (Some(process), to) => Ok((process, self.pipe, to)),
-            (None, Output::Open(writer, reader)) => {
-                let blocking = fcntl(&writer, FcntlArg::F_SETFL(OFlag::empty()));
-                blocking.map_err(|errno| Error::sys(format!("{field}: set up the FIFO"), errno))?;
-                Ok((writer, None, Output::Direct(reader)))
-            }
-            (None, to) => Ok((null(true)?, None, to)),
+        (to, Some(write)) => {
+            own(&write, manner.owner)?;
+            Ok((write, None, to))
+        }
+        (Output::Null, None) => Ok((null(true)?, None, Output::Null)),
+        (to, None) => {
+            let (read, write) = pipe()?;
+            own(&write, manner.owner)?;
+            set_nonblocking(&read).map_err(|errno| Error::sys("set up a pipe", errno))?;
+            Ok((write, Some(read), to))
         }
     }
 }
@@ -171,84 +209,80 @@ fn own(fd: &OwnedFd, owner: (u32, u32)) -> Result<()> {
         .map_err(|errno| Error::sys(format!("give a pipe to {}:{}", owner.0, owner.1), errno))
 }
 
-fn output(field: &str, uri: &str) -> Result<Output> {
+fn name_output(field: &str, uri: &str) -> Result<Named> {
     if uri.is_empty() {
-        return Ok(Output::Null);
+        return Ok(Named::Null);
     }
     let (scheme, path) = match uri.split_once("://") {
         Some((scheme, path)) => (scheme, path),
         None => ("fifo", uri),
     };
     match scheme {
+        "fifo" if !at_hand(path) => Ok(Named::Far(path.to_string())),
         "fifo" => match std::fs::metadata(path) {
-            Ok(meta) if meta.file_type().is_fifo() => Ok(Output::Fifo(path.to_string())),
-            // Kept open for a plain file too: some clients name one.
-            Ok(_) => append(field, path).map(Output::File),
+            Ok(meta) if meta.file_type().is_fifo() => Ok(Named::Fifo(path.to_string())),
+            // Some clients name a plain file.
+            Ok(_) => Ok(Named::File(path.to_string(), false)),
             Err(err) => Err(Error::io(format!("{field}: open {path:?}"), &err)),
         },
-        "file" => {
-            if let Some(parent) = Path::new(path).parent() {
-                let made = std::fs::create_dir_all(parent);
-                made.map_err(|e| Error::io(format!("{field}: make {:?}", parent.display().to_string()), &e))?;
-            }
-            append(field, path).map(Output::File)
-        }
+        "file" => Ok(Named::File(path.to_string(), true)),
         other => Err(Error::invalid(field, format!("unknown STDIO scheme {other:?}"))),
     }
 }
 
-fn append(field: &str, path: &str) -> Result<File> {
-    OpenOptions::new()
-        .append(true)
-        .create(true)
-        .mode(0o644)
-        .open(path)
-        .map_err(|e| Error::io(format!("{field}: open {path:?}"), &e))
+/// Nobody has to be waited for to open it.
+fn at_hand(path: &str) -> bool {
+    std::ffi::CString::new(path).is_ok_and(|path| skiff::sys::path::is_at_hand_or_in_run(&path))
+}
+
+/// Waits until `fd` is readable, or the time is over.
+async fn readable(fd: std::os::fd::BorrowedFd<'_>, deadline: Option<Instant>) -> Result<()> {
+    let fd = fd.try_clone_to_owned().map_err(|e| Error::io("watch a file being opened", &e))?;
+    let fd = watch_fd(fd, Interest::READABLE).map_err(|errno| Error::sys("watch a file being opened", errno))?;
+    let deadline = deadline.unwrap_or_else(|| limits::from_now(limits::OPEN));
+    let _ = tokio::time::timeout_at(deadline.into(), fd.readable()).await;
+    Ok(())
 }
 
 impl Pipes {
-    /// Makes the pipes.
-    pub fn new(paths: &Paths, manner: Manner, name: Name<'_>) -> Result<Pipes> {
-        let stdin = if paths.stdin.is_empty() {
+    /// Makes the pipes, starts a logger or a writer, and waits for them and for the readers of FIFOs: a client that is told
+    /// of an exit before it has opened them gives them up.
+    pub async fn open(paths: &Paths, manner: Manner, name: Name<'_>) -> Result<Pipes> {
+        let (stdin, ours) = if paths.stdin.is_empty() {
             (null(false)?, None)
         } else {
-            check_stdin(&paths.stdin)?;
+            check_stdin(&paths.stdin).await?;
             let (read, write) = pipe()?;
             own(&read, manner.owner)?;
             set_nonblocking(&write).map_err(|errno| Error::sys("set up a pipe", errno))?;
             (read, Some(write))
         };
-        if let Some((logger, out, err)) = Logger::start(&paths.stdout, name.id, name.namespace)? {
+        if let Some((mut logger, out, err)) = Logger::start(&paths.stdout, name.id, name.namespace)? {
             own(&out, manner.owner)?;
             own(&err, manner.owner)?;
-            let outputs = [Stream::beside(out), Stream::beside(err)];
-            return Ok(Pipes { stdin, outputs, logger: Some(logger) });
+            logger.ready().await?;
+            let copies = Copies { stdin: ours, outputs: Vec::new(), logger: Some(logger) };
+            return Ok(Pipes { process: [stdin, out, err], copies });
         }
-        let stdout = output("stdout", &paths.stdout)?;
-        let stderr = match &stdout {
-            // With a file both streams go to it.
-            Output::File(file) if paths.stdout.contains("://") => {
-                Output::File(file.try_clone().map_err(|e| Error::io("stderr: share the log file", &e))?)
-            }
-            _ => output("stderr", &paths.stderr)?,
+        let out = name_output("stdout", &paths.stdout)?;
+        // With a file both streams go to it.
+        let one_file = matches!(&out, Named::File(..)) && paths.stdout.contains("://");
+        let err = if one_file { Named::Null } else { name_output("stderr", &paths.stderr)? };
+        let (stdout, pipe, to) = stream("stdout", out, manner).await?;
+        let mut outputs = vec![(pipe, to)];
+        let stderr = if one_file {
+            stdout.try_clone().map_err(|e| Error::io("stderr: share the log file", &e))?
+        } else {
+            let (stderr, pipe, to) = stream("stderr", err, manner).await?;
+            outputs.push((pipe, to));
+            stderr
         };
-        let outputs = [Stream::new(stdout, manner)?, Stream::new(stderr, manner)?];
-        Ok(Pipes { stdin, outputs, logger: None })
+        Ok(Pipes { process: [stdin, stdout, stderr], copies: Copies { stdin: ours, outputs, logger: None } })
     }
 
-    /// Waits for the logger, if there is one, and for the readers of FIFOs: a client that is told of an exit before it
-    /// has opened them gives them up. Returns the process's ends, and the rest.
-    pub async fn ready(self) -> Result<([OwnedFd; 3], Copies)> {
-        if let Some(logger) = &self.logger {
-            logger.ready().await?;
-        }
-        let [stdout, stderr] = self.outputs;
-        let (stdout, pipe, to) = stdout.ready("stdout").await?;
-        let mut outputs = vec![(pipe, to)];
-        let (stderr, pipe, to) = stderr.ready("stderr").await?;
-        outputs.push((pipe, to));
-        let (stdin, ours) = self.stdin;
-        Ok(([stdin, stdout, stderr], Copies { stdin: ours, outputs, logger: self.logger }))
+    /// The process's ends, and the rest.
+    pub fn split(self) -> ([OwnedFd; 3], Copies) {
+        (self.process, self.copies)
     }
 }
 
@@ -260,21 +294,34 @@ pub struct Copies {
 }
 
 /// The client's stdin FIFO and a writer of our own: without it a client that goes away would end the stream.
-struct Stdin {
+pub struct Stdin {
     fifo: OwnedFd,
     holder: OwnedFd,
 }
 
-fn check_stdin(path: &str) -> Result<()> {
-    std::fs::metadata(path).map(drop).map_err(|e| Error::io(format!("stdin: open {path:?}"), &e))
+async fn check_stdin(path: &str) -> Result<()> {
+    if at_hand(path) {
+        return Ok(());
+    }
+    let look = |path: &&str| nix::fcntl::open(*path, OFlag::O_PATH | OFlag::O_CLOEXEC, nix::sys::stat::Mode::empty());
+    settle(opening::begin(&[path], vec![format!("stdin: open {path:?}")], limits::OPEN, look)?).await.map(drop)
 }
 
-fn open_stdin(path: &str) -> Result<Stdin> {
-    let open = |write: bool| {
-        let file = OpenOptions::new().read(!write).write(write).custom_flags(libc::O_NONBLOCK).open(path);
-        file.map(OwnedFd::from).map_err(|e| Error::io(format!("stdin: open {path:?}"), &e))
+/// Opens the client's FIFO, in a child if it may hang.
+pub async fn open_stdin(path: &str) -> Result<Stdin> {
+    let open = |write: &bool| {
+        let file = OpenOptions::new().read(!write).write(*write).custom_flags(libc::O_NONBLOCK).open(path);
+        file.map(OwnedFd::from).map_err(errno)
     };
-    Ok(Stdin { fifo: open(false)?, holder: open(true)? })
+    let what = format!("stdin: open {path:?}");
+    let fail = |errno| Error::sys(&what, errno);
+    if at_hand(path) {
+        return Ok(Stdin { fifo: open(&false).map_err(fail)?, holder: open(&true).map_err(fail)? });
+    }
+    let opening = opening::begin(&[false, true], vec![what.clone(), what.clone()], limits::OPEN, open)?;
+    let mut fds = settle(opening).await?.into_iter();
+    let both = fds.next().zip(fds.next());
+    both.map(|(fifo, holder)| Stdin { fifo, holder }).ok_or_else(|| fail(Errno::EBADF))
 }
 
 impl Copies {
@@ -288,6 +335,7 @@ impl Copies {
                     io.copy("output", copy);
                 }
                 (None, Output::Direct(reader)) => io.direct.push(reader),
+                (None, Output::Written(writer)) => io.copy("output", written(writer)),
                 (None, _) => {}
             }
         }
@@ -330,34 +378,43 @@ impl Io {
         let again =
             |what: &str| master.try_clone().map_err(|e| Error::io(format!("share the terminal for {what}"), &e));
         if !paths.stdin.is_empty() {
-            check_stdin(&paths.stdin)?;
+            check_stdin(&paths.stdin).await?;
             io.stdin_pipe = Some(again("stdin")?);
         }
-        let mut output = match Logger::start(&paths.stdout, name.id, name.namespace)? {
-            Some((logger, out, _)) => {
-                set_nonblocking(&out).map_err(|errno| Error::sys("set up a pipe", errno))?;
+        let output = match Logger::start(&paths.stdout, name.id, name.namespace)? {
+            Some((mut logger, out, _)) => {
+                logger.ready().await?;
                 io.logger = Some(logger);
                 Output::Pipe(out)
             }
-            None => output("stdout", &paths.stdout)?,
+            None => match name_output("stdout", &paths.stdout)?.open("stdout").await? {
+                (Output::Written(writer), Some(pipe)) => {
+                    io.copy("output", written(writer));
+                    Output::Pipe(pipe)
+                }
+                (output, _) => output,
+            },
         };
-        if let Some(logger) = &io.logger {
-            logger.ready().await?;
+        if let Output::Pipe(pipe) = &output {
+            set_nonblocking(pipe).map_err(|errno| Error::sys("set up a pipe", errno))?;
         }
-        output.open("stdout").await?;
         let copy = copy_console(master, output, io.closing.subscribe());
         io.copy("terminal", copy);
         Ok(io)
     }
 
-    /// Opens the client's stdin and copies it. Not before the start: a client that has nothing to say may close it the
+    /// True when there is a stdin that is not open yet.
+    pub fn wants_stdin(&self) -> bool {
+        self.stdin_pipe.is_some()
+    }
+
+    /// Copies the client's stdin. It is not opened before the start: a client that has nothing to say may close it the
     /// moment it is open, and asks for CloseIO only when it has the answer to its Create.
-    pub fn open_stdin(&mut self, path: &str) -> Result<()> {
+    pub fn copy_stdin(&mut self, stdin: Stdin) {
         if let Some(pipe) = self.stdin_pipe.take() {
-            let copy = copy_stdin(open_stdin(path)?, pipe, self.close_stdin.clone());
+            let copy = copy_stdin(stdin, pipe, self.close_stdin.clone());
             self.stdin = Some(tokio::task::spawn_local(copy));
         }
-        Ok(())
     }
 
     /// Ends the stdin of the process when the client has written all that it will.
@@ -471,8 +528,7 @@ async fn to_fifo(
 
 async fn copy_output(pipe: OwnedFd, output: Output, closing: watch::Receiver<bool>) -> nix::Result<()> {
     match output {
-        Output::Null | Output::Pipe(_) | Output::Fifo(_) | Output::Direct(_) => Ok(()),
-        Output::File(file) => copy_to_file(pipe, file).await,
+        Output::Null | Output::Pipe(_) | Output::Direct(_) | Output::Written(_) => Ok(()),
         Output::Open(writer, reader) => {
             let to = watch_fd(writer, Interest::WRITABLE)?;
             let copy = async {
@@ -526,19 +582,13 @@ fn ready(fd: &OwnedFd, events: PollFlags) -> bool {
     polled && fds[0].revents().is_some_and(|got| got.intersects(events | PollFlags::POLLERR | PollFlags::POLLHUP))
 }
 
-async fn copy_to_file(pipe: OwnedFd, mut file: File) -> nix::Result<()> {
-    let pipe = watch_fd(pipe, Interest::READABLE)?;
-    let mut buffer = vec![0u8; 16 << 10];
-    loop {
-        let mut guard = pipe.readable().await.map_err(errno)?;
-        match nix::unistd::read(pipe.get_ref(), &mut buffer) {
-            Ok(0) => return Ok(()),
-            Ok(n) => file.write_all(&buffer[..n]).map_err(errno)?,
-            Err(Errno::EAGAIN) => guard.clear_ready(),
-            Err(Errno::EINTR) => {}
-            Err(errno) => return Err(errno),
-        }
-    }
+/// Waits until a writer has written all.
+async fn written(writer: Writer) -> nix::Result<()> {
+    let fd = writer.process().pidfd.try_clone().map_err(errno)?;
+    let exited = watch_fd(fd, Interest::READABLE)?;
+    let _ = exited.readable().await.map_err(errno)?;
+    let _ = writer.process().try_wait();
+    Ok(())
 }
 
 /// From the client's FIFO to the process, until the process closes it or the client ends it after CloseIO.
@@ -601,8 +651,7 @@ pub async fn write_all(to: &AsyncFd<OwnedFd>, mut bytes: &[u8]) -> nix::Result<(
 
 async fn copy_console(master: OwnedFd, output: Output, closing: watch::Receiver<bool>) -> nix::Result<()> {
     match output {
-        Output::Null | Output::Fifo(_) | Output::Direct(_) => copy_terminal(master, To::Null).await,
-        Output::File(file) => copy_terminal(master, To::File(file)).await,
+        Output::Null | Output::Direct(_) | Output::Written(_) => copy_terminal(master, To::Null).await,
         Output::Open(writer, reader) => {
             let copy = copy_terminal(master, To::Fifo(watch_fd(writer, Interest::WRITABLE)?));
             to_fifo(copy, Some(reader), closing).await
@@ -617,7 +666,6 @@ async fn copy_console(master: OwnedFd, output: Output, closing: watch::Receiver<
 /// Where a terminal's output goes.
 enum To {
     Null,
-    File(File),
     Fifo(AsyncFd<OwnedFd>),
 }
 
@@ -639,7 +687,6 @@ async fn copy_terminal(master: OwnedFd, mut to: To) -> nix::Result<()> {
             Ok(0) | Err(Errno::EIO) => return Ok(()),
             Ok(n) => match &mut to {
                 To::Null => {}
-                To::File(file) => file.write_all(&buffer[..n]).map_err(errno)?,
                 To::Fifo(fifo) => write_all(fifo, &buffer[..n]).await?,
             },
             Err(Errno::EAGAIN) => guard.clear_ready(),

@@ -6,12 +6,14 @@ use std::time::Duration;
 
 use nix::fcntl::OFlag;
 use nix::unistd::pipe2;
-use skiff::launch::{Process, chore};
+use skiff::launch::chore::{self, Spawning};
+use skiff::launch::{Process, hang};
 use skiff::sys::process::CStrings;
-use skiff::{Error, Kind, Result};
+use skiff::{Error, Kind, Result, limits};
 use tokio::io::Interest;
 
 use crate::io::watch_fd;
+use crate::process::settle;
 
 /// How long a logger may take to end when its streams have ended, and then when it has been told to.
 const PATIENCE: [Duration; 2] = [Duration::from_secs(2), Duration::from_secs(12)];
@@ -19,6 +21,7 @@ const PATIENCE: [Duration; 2] = [Duration::from_secs(2), Duration::from_secs(12)
 /// A logger that has been started.
 pub struct Logger {
     process: Process,
+    spawning: Option<Spawning>,
     ready: OwnedFd,
     /// It must say that it is ready; otherwise the end of that pipe is enough.
     must_say: bool,
@@ -81,12 +84,26 @@ impl Logger {
         let pipe = || pipe2(OFlag::O_CLOEXEC).map_err(|errno| Error::sys("make a pipe", errno));
         let ((out_read, out), (err_read, err), (ready, say)) = (pipe()?, pipe()?, pipe()?);
         let fds = [out_read, err_read, say];
-        let process = chore::spawn(&argv.as_slice()[0], &argv, &env, &fds).map_err(|err| err.context("stdout"))?;
-        Ok(Some((Logger { process, ready, must_say, uri: uri.to_string() }, out, err)))
+        let spawned = chore::spawn(&argv.as_slice()[0], &argv, &env, &fds).map_err(|err| err.context("stdout"))?;
+        let (process, spawning) = (spawned.0, Some(spawned.1));
+        Ok(Some((Logger { process, spawning, ready, must_say, uri: uri.to_string() }, out, err)))
     }
 
     /// Waits until the logger is ready: it writes a byte or closes the pipe.
-    pub async fn ready(&self) -> Result<()> {
+    pub async fn ready(&mut self) -> Result<()> {
+        let limit = limits::within(limits::LOGGER);
+        if let Ok(ready) = tokio::time::timeout(limit, self.says_that_it_is()).await {
+            return ready;
+        }
+        let place = hang::describe(self.process.pid).map_or(String::new(), |place| format!(", {place}"));
+        let text = format!("stdout: {:?} is not ready within {} s{place}", self.uri, limit.as_secs());
+        Err(Error::new(Kind::Timeout, text))
+    }
+
+    async fn says_that_it_is(&mut self) -> Result<()> {
+        if let Some(spawning) = self.spawning.take() {
+            settle(spawning).await.map_err(|err| err.context("stdout"))?;
+        }
         let fail = |errno| Error::sys(format!("stdout: wait for {:?}", self.uri), errno);
         let fd = self.ready.try_clone().map_err(|e| Error::io("watch the logger", &e))?;
         let fd = watch_fd(fd, Interest::READABLE).map_err(fail)?;

@@ -3,6 +3,7 @@
 
 mod args;
 mod bootstrap;
+mod cleanup;
 mod container;
 mod delete;
 mod error;

@@ -6,12 +6,12 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use skiff::launch::{Exit, Pending, Process as Child};
-use skiff::{Error, Result};
+use skiff::{Error, Kind, Result, limits};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::sync::watch;
 
-use crate::io::{Io, Paths, watch_fd};
+use crate::io::{Io, Paths, open_stdin, watch_fd};
 use crate::streaming::Local;
 
 /// How long Delete waits for the last output, as the Go shim does.
@@ -111,11 +111,15 @@ impl Process {
     }
 
     /// Connects its stdin with the client's.
-    pub fn open_stdin(&self) -> Result<()> {
-        match self.io.borrow_mut().as_mut() {
-            Some(io) => io.open_stdin(&self.local_paths().stdin),
-            None => Ok(()),
+    pub async fn open_stdin(&self) -> Result<()> {
+        if !self.io.borrow().as_ref().is_some_and(Io::wants_stdin) {
+            return Ok(());
         }
+        let stdin = open_stdin(&self.local_paths().stdin).await?;
+        if let Some(io) = self.io.borrow_mut().as_mut() {
+            io.copy_stdin(stdin);
+        }
+        Ok(())
     }
 
     /// Keeps the pty master for resizing.
@@ -166,7 +170,7 @@ impl Process {
     /// Waits until the kernel reports the exit, and reaps it.
     pub async fn reap(&self) -> Result<Exit> {
         let child = self.child.borrow().clone();
-        let child = child.ok_or_else(|| Error::new(skiff::Kind::System, "no process to wait for"))?;
+        let child = child.ok_or_else(|| Error::new(Kind::System, "no process to wait for"))?;
         loop {
             let mut guard = child.exited.readable().await.map_err(|e| Error::io("wait for the process", &e))?;
             match child.child.try_wait()? {
@@ -176,10 +180,17 @@ impl Process {
         }
     }
 
-    /// Kills and reaps a process that has been made for nothing.
-    pub async fn discard(&self) {
+    /// Kills and reaps a process that has been made for nothing. False when it does not die.
+    pub async fn discard(&self) -> bool {
         let _ = self.kill(libc::SIGKILL);
-        let _ = self.reap().await;
+        tokio::time::timeout(limits::within(limits::DEATH), self.reap()).await.is_ok()
+    }
+
+    /// The error of one that was killed and does not die.
+    pub fn undead(&self) -> Error {
+        let pid = self.pid.get();
+        let place = skiff::launch::hang::describe(pid).map_or(String::new(), |place| format!(", {place}"));
+        Error::new(Kind::Timeout, format!("process {pid} was killed and does not die{place}"))
     }
 
     /// Signals this one process.

@@ -8,8 +8,9 @@ use std::path::{Path, PathBuf};
 use containerd_shim_protos::types::mount::Mount;
 use nix::errno::Errno;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
-use skiff::launch::{chore, idmap};
-use skiff::{Error, Kind, Result};
+use skiff::launch::chore::{self, Chore};
+use skiff::launch::idmap;
+use skiff::{Error, Kind, Result, limits};
 
 use crate::process::settle;
 
@@ -90,23 +91,18 @@ fn id_map(option: &str, map: &str) -> Result<String> {
     Ok(out)
 }
 
-/// Mounts in order on `bundle/rootfs`. After an error nothing stays mounted.
+/// Mounts in order on `bundle/rootfs`. After an error the caller takes down what is mounted already.
 ///
 /// A child does it where it might wait for a server or a program (FUSE, network file systems, types that mount what is
 /// not a directory). Directories on block devices that the kernel has in memory already are mounted here: that takes a
 /// tenth of the time that a child takes.
 pub async fn set_up(bundle: &Path, mounts: &[Mount]) -> Result<()> {
-    let mounted = if mounts.iter().all(is_quick) {
+    if mounts.iter().all(is_quick) {
         mount_all(bundle, mounts)
     } else {
-        settle(chore::start(|| mount_all(bundle, mounts))?).await
-    };
-    if mounted.is_err()
-        && let Err(undo) = take_down(bundle).await
-    {
-        log::warn!("undo rootfs mounts: {undo}");
+        let what = format!("mount {:?}", bundle.join("rootfs").display().to_string());
+        settle(chore::start(what, limits::MOUNT, || mount_all(bundle, mounts))?).await
     }
-    mounted
 }
 
 fn is_quick(one: &Mount) -> bool {
@@ -122,8 +118,9 @@ fn is_quick(one: &Mount) -> bool {
 }
 
 /// Unmounts everything from `bundle/rootfs`, in a child: the last user of a file system waits for its end.
-pub async fn take_down(bundle: &Path) -> Result<()> {
-    settle(chore::start(|| unmount_all(bundle))?).await
+pub fn take_down(bundle: &Path) -> Result<Chore> {
+    let what = format!("umount {:?}", bundle.join("rootfs").display().to_string());
+    chore::start(what, limits::UNMOUNT, || unmount_all(bundle))
 }
 
 fn mount_all(bundle: &Path, mounts: &[Mount]) -> Result<()> {

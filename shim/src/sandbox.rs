@@ -30,7 +30,7 @@ use crate::error::precondition;
 use crate::events::timestamp;
 use crate::io::Paths;
 use crate::pending::Call;
-use crate::process::{Phase, Process};
+use crate::process::{Phase, Process, settle};
 use crate::task::{Service, Shim};
 
 const READY: &str = "SANDBOX_READY";
@@ -258,7 +258,7 @@ impl Sandbox {
         remove_files(&self.bundle);
     }
 
-    fn start(&self) -> Result<u32> {
+    async fn start(&self) -> Result<u32> {
         if self.holder.phase() != Phase::Created {
             return Err(precondition("sandbox has been started"));
         }
@@ -281,7 +281,7 @@ impl Sandbox {
             sysctls.push(("net.ipv4.ping_group_range", "0 2147483647", true));
         }
         sysctls.extend(self.config.sysctls.iter().map(|(key, value)| (key.as_str(), value.as_str(), false)));
-        let child = pod::hold(&pod::Pod {
+        let holding = pod::hold(&pod::Pod {
             id: &self.id,
             namespaces,
             netns: self.netns.as_deref(),
@@ -289,7 +289,12 @@ impl Sandbox {
             hostname,
             sysctls: &sysctls,
         })?;
-        self.holder.set_child(child)?;
+        self.holder.set_phase(Phase::Starting);
+        let held = settle(holding).await.and_then(|child| self.holder.set_child(child));
+        if held.is_err() {
+            self.holder.set_phase(Phase::Created);
+        }
+        held?;
         self.holder.set_phase(Phase::Running);
         let holder = self.holder.clone();
         tokio::task::spawn_local(async move {
@@ -300,6 +305,7 @@ impl Sandbox {
     }
 
     async fn stop(&self) {
+        self.holder.settled().await;
         match self.holder.phase() {
             Phase::Created => self.holder.set_exit(Exit { status: 0, at: SystemTime::now() }),
             _ => {
@@ -396,7 +402,7 @@ impl SandboxService for Service {
     async fn start_sandbox(&self, _: &TtrpcContext, request: StartSandboxRequest) -> TtrpcResult<StartSandboxResponse> {
         self.ask(Call::new("StartSandbox", &request.sandbox_id, ""), move |shim| async move {
             let sandbox = find(&shim, &request.sandbox_id)?;
-            let pid = sandbox.start()?;
+            let pid = sandbox.start().await?;
             let created_at = MessageField::some(timestamp(sandbox.created));
             Ok(StartSandboxResponse { pid, created_at, ..StartSandboxResponse::default() })
         })

@@ -28,8 +28,9 @@ use skiff::container::{Create, Gate};
 use skiff::{Error, Kind, Result};
 use tokio::sync::{Notify, mpsc, oneshot, watch};
 
+use crate::cleanup::Rest;
 use crate::container::{
-    Container, Home, Streams, ToRestore, connect, execs_may_have_fifos, init_may_have_fifos, remove, wants_checkpoints,
+    Container, Home, Streams, ToRestore, connect, execs_may_have_fifos, init_may_have_fifos, wants_checkpoints,
 };
 use crate::error::{no_container, status};
 use crate::events::{Events, timestamp};
@@ -51,6 +52,8 @@ pub struct Shim {
     /// Notified when the shim is to end.
     pub exit: Notify,
     containers: RefCell<BTreeMap<String, Rc<Container>>>,
+    /// Those whose Create has failed, and who are not taken back yet.
+    dying: RefCell<BTreeSet<String>>,
     /// Those whose Create is under way.
     creating: watch::Sender<BTreeSet<String>>,
     shutdown_refused: std::cell::Cell<bool>,
@@ -146,6 +149,7 @@ impl Shim {
             events,
             exit: Notify::new(),
             containers: RefCell::default(),
+            dying: RefCell::default(),
             creating: watch::Sender::default(),
             shutdown_refused: std::cell::Cell::new(false),
             calls: Calls::default(),
@@ -167,13 +171,17 @@ impl Shim {
 
     fn is_empty(&self) -> bool {
         let idle = self.containers.borrow().is_empty() && self.creating.borrow().is_empty();
-        idle && self.sandbox.borrow().is_none()
+        idle && self.dying.borrow().is_empty() && self.sandbox.borrow().is_none()
     }
 
-    async fn create(&self, request: CreateTaskRequest) -> Result<u32> {
+    async fn create(self: &Rc<Self>, request: CreateTaskRequest) -> Result<u32> {
         skiff::state::check_id(&request.id)?;
         if self.leaving.get() {
             return Err(Error::new(Kind::FailedPrecondition, "the shim is shutting down"));
+        }
+        if self.dying.borrow().contains(&request.id) {
+            let text = format!("container {:?} is still being deleted: something hangs", request.id);
+            return Err(Error::new(Kind::AlreadyExists, text));
         }
         let mut free = !self.containers.borrow().contains_key(&request.id);
         self.creating.send_modify(|ids| free = free && ids.insert(request.id.clone()));
@@ -198,7 +206,20 @@ impl Shim {
         }
     }
 
-    async fn create_reserved(&self, request: &CreateTaskRequest) -> Result<u32> {
+    /// Takes back what a failed create has made. Done, or given up for now, when this comes back; then it goes on by itself.
+    async fn take_back(self: &Rc<Self>, id: &str, rest: Rest) {
+        self.dying.borrow_mut().insert(id.to_string());
+        let (shim, id) = (self.clone(), id.to_string());
+        let (tried, first_try) = oneshot::channel();
+        tokio::task::spawn_local(async move {
+            rest.take_back(&id, tried).await;
+            shim.dying.borrow_mut().remove(&id);
+            shim.leave_if_asked();
+        });
+        let _ = first_try.await;
+    }
+
+    async fn create_reserved(self: &Rc<Self>, request: &CreateTaskRequest) -> Result<u32> {
         let options = options::parse(request.options.as_ref())?;
         let bundle = PathBuf::from(&request.bundle);
         let mut spec = skiff::bundle::load(&bundle, None)?;
@@ -222,12 +243,13 @@ impl Shim {
         let manner = Manner { owner, direct: !pipes && owner == (0, 0) && init_may_have_fifos(&spec) };
         let local = Local::new(&self.streams, &paths)?;
         let opened = local.as_ref().map_or(&paths, |local| &local.paths);
-        let (stdio, copies) = Streams::new(opened, manner, name)?.ready().await?;
+        let (stdio, copies) = Streams::open(opened, manner, name).await?.split();
         let mounted = !request.rootfs.is_empty();
-        if mounted {
-            rootfs::set_up(&bundle, &request.rootfs).await?;
-        }
+        let mut rest = Rest { mounted: mounted.then(|| bundle.clone()), ..Rest::default() };
         let made = async {
+            if mounted {
+                rootfs::set_up(&bundle, &request.rootfs).await?;
+            }
             let root = options.root.clone().unwrap_or_else(|| DEFAULT_ROOT.into()).join(&self.namespace);
             let create = Create {
                 id: request.id.clone(),
@@ -254,13 +276,13 @@ impl Shim {
                 let to_restore = ToRestore { request: create, spec, images, copies };
                 return Ok(Container::to_restore(to_restore, bundle.clone(), init, home, exec_manner, events));
             }
-            let created = settle(skiff::container::create(create, &spec)?).await?;
+            let mut creating = skiff::container::create(create, &spec)?;
+            let created = settle(&mut creating).await;
+            rest.left = creating.leftover();
+            let created = created?;
             init.set_child(created.init)?;
             if let Err(err) = connect(&init, copies, created.console, name).await {
-                init.discard().await;
-                if let Err(undo) = remove(&home, &request.id, &bundle).await {
-                    log::warn!("undo create: {undo}");
-                }
+                rest.init = Some((init, home));
                 return Err(err);
             }
             Ok(Container::new(created.container, bundle.clone(), init, home, exec_manner, events))
@@ -269,9 +291,7 @@ impl Shim {
         let container = match made {
             Ok(container) => container,
             Err(err) => {
-                if mounted && let Err(undo) = rootfs::take_down(&bundle).await {
-                    log::warn!("undo create: {undo}");
-                }
+                self.take_back(&request.id, rest).await;
                 return Err(err);
             }
         };

@@ -83,6 +83,7 @@ impl Exec {
             cgroups: self.cgroup.clone(),
             ignore_paused: self.ignore_paused,
             tree: None,
+            limit: None,
         };
         let signals = if self.detach {
             None

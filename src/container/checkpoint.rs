@@ -13,16 +13,17 @@ use nix::mount::{MntFlags, MsFlags, umount2};
 use nix::sys::stat::{Mode, SFlag};
 use oci_spec::runtime::{Hook, LinuxNamespaceType as Namespace, Spec};
 
-use super::create::{Prepared, plan_rootfs, prepare};
-use super::{Container, Create, Created, Status, hook_json};
+use super::create::{Made, Prepared, plan_rootfs, prepare};
+use super::{Container, Create, Created, Gate, Status, hook_json};
 use crate::criu::{self, Message, Options, Response, Session};
-use crate::hooks::{self, Running};
-use crate::launch::{self, Pending, Process, chore};
+use crate::hooks;
+use crate::launch::chore::{self, Chore};
+use crate::launch::{self, Pending, Process};
 use crate::plan::rootfs::MountKind;
 use crate::plan::{self, Plan, Request};
 use crate::sys::clone::pidfd_open;
 use crate::sys::{mount, path};
-use crate::{Error, Kind, Result};
+use crate::{Error, Kind, Result, limits};
 
 const DUMP_LOG: &str = "dump.log";
 const RESTORE_LOG: &str = "restore.log";
@@ -154,7 +155,7 @@ impl Container {
         match dumped {
             Ok(()) => session.finish(),
             Err(err) => {
-                session.abort();
+                session.abort(true);
                 Err(err)
             }
         }
@@ -237,8 +238,12 @@ pub struct Restoring(Option<Stage>);
 enum Stage {
     /// systemd makes the unit.
     Unit(Box<(Prepared, chore::Held, Options)>),
+    /// A child makes the mount points.
+    MountPoints(Box<(Prepared, Options)>, Chore),
     /// CRIU is at work.
     Criu(Box<Underway>),
+    /// It has failed, and what it had made is being taken back.
+    Undo(Chore, Error),
 }
 
 #[derive(Debug)]
@@ -253,18 +258,25 @@ struct Underway {
     console: Option<OwnedFd>,
     init: Option<Process>,
     waiting: VecDeque<(&'static str, usize, Hook)>,
-    running: Option<Running>,
+    running: Option<Chore>,
     hooked: i32,
+    /// When it is given up; None where somebody waits who may wait for ever.
+    deadline: Option<Instant>,
 }
 
 impl Drop for Underway {
     fn drop(&mut self) {
-        if let Some(session) = self.session.take() {
-            session.abort();
+        let waits = self.deadline.is_some();
+        if let Some(running) = self.running.take() {
+            running.stop();
         }
-        if let Some(init) = self.init.take() {
-            let _ = init.kill(libc::SIGKILL);
-            let _ = init.wait();
+        if let Some(session) = self.session.take() {
+            session.abort(!waits);
+        }
+        match self.init.take() {
+            Some(init) if waits => init.abandon(),
+            Some(init) => init.discard(),
+            None => {}
         }
     }
 }
@@ -303,21 +315,26 @@ pub fn restore(request: Create, spec: &Spec, options: Options) -> Result<Restori
         let name = options.images.display().to_string();
         return Err(Error::new(Kind::NotFound, format!("image path {name:?}: no such directory")));
     }
-    let prepared = prepare(request, spec, false)?;
+    let waits = request.gate == Gate::Socket;
+    let prepared = match prepare(request, spec, false) {
+        Ok(prepared) => prepared,
+        Err((Some(mut made), err)) if waits => return Ok(Restoring(Some(Stage::Undo(made.undo()?, err)))),
+        Err((_, err)) => return Err(err),
+    };
     Ok(Restoring(Some(match prepared.unit()? {
-        None => Stage::Criu(begin(prepared, options)?),
+        None => make_mount_points(prepared, options)?,
         Some(held) => Stage::Unit(Box::new((prepared, held, options))),
     })))
 }
 
 fn begin(mut prepared: Prepared, options: Options) -> Result<Box<Underway>> {
+    let deadline = (prepared.gate == Gate::Socket).then(|| limits::from_now(limits::CRIU));
     let cgroup = prepared
         .made
         .cgroup
         .insert(crate::cgroup::Cgroup::create(&prepared.plan.cgroup)?.with(prepared.state.skiff.rdt_doors()));
     prepared.state.cgroup_paths = cgroup.paths().clone();
     cgroup.set_devices(&prepared.plan.cgroup)?;
-    make_mount_points(&prepared.plan)?;
     let root = Root::bind(&prepared.state.config.rootfs, prepared.made.dir.path().join(crate::state::CRIU_ROOT))?;
     let files = options.open(false)?;
     let config = criu::config_of(&prepared.state.skiff.annotations);
@@ -356,6 +373,7 @@ fn begin(mut prepared: Prepared, options: Options) -> Result<Box<Underway>> {
         waiting: VecDeque::new(),
         running: None,
         hooked: 0,
+        deadline,
     });
     // What CRIU restores is born where CRIU is.
     let pid = session.pid();
@@ -418,12 +436,12 @@ fn cgroups_of(pid: i32) -> Result<Vec<(String, String)>> {
 
 /// Makes the mount points that are missing in the rootfs, also those inside other mounts: in a mount namespace that goes
 /// away with the child that does it. What lies on a tmpfs CRIU brings along.
-fn make_mount_points(plan: &Plan) -> Result<()> {
-    if plan.rootfs.mounts.is_empty() {
-        return Ok(());
+fn make_mount_points(prepared: Prepared, options: Options) -> Result<Stage> {
+    if prepared.plan.rootfs.mounts.is_empty() {
+        return begin(prepared, options).map(Stage::Criu);
     }
-    let rootfs = plan.rootfs.clone();
-    let chore = chore::start(move || {
+    let rootfs = prepared.plan.rootfs.clone();
+    let chore = chore::start("make the mount points of a restore", limits::MOUNT, move || {
         let fail = |errno| Error::sys("make the mount points of a restore", errno);
         crate::sys::clone::unshare(libc::CLONE_NEWNS as u64).map_err(fail)?;
         let none: Option<&str> = None;
@@ -463,10 +481,17 @@ fn make_mount_points(plan: &Plan) -> Result<()> {
         }
         Ok(())
     })?;
-    launch::block_on(chore)
+    Ok(Stage::MountPoints(Box::new((prepared, options)), chore))
 }
 
 impl Underway {
+    /// The error of one that takes too long.
+    fn late(&self) -> Error {
+        let pid = self.session.as_ref().map_or(0, Session::pid);
+        let place = launch::hang::describe(pid).map_or(String::new(), |place| format!(", {place}"));
+        Error::new(Kind::Timeout, format!("restore: criu has not done it in time{place}"))
+    }
+
     fn session(&self) -> &Session {
         self.session.as_ref().expect("a restore has a session until it ends")
     }
@@ -474,7 +499,7 @@ impl Underway {
     fn advance(&mut self) -> Result<Option<Created>> {
         loop {
             if let Some(running) = &mut self.running {
-                if running.poll()?.is_none() {
+                if running.advance()?.is_none() {
                     return Ok(None);
                 }
                 self.running = None;
@@ -517,7 +542,8 @@ impl Underway {
     fn next_hook(&mut self) -> Result<()> {
         let Some((kind, at, hook)) = self.waiting.pop_front() else { return self.session().go_on() };
         let state = hook_json(&self.prepared.state, self.hooked, "creating");
-        self.running = Some(hooks::start(kind, at, &hook, &state, None)?);
+        let patience = if self.deadline.is_some() { limits::HOOK } else { limits::NONE };
+        self.running = Some(hooks::start_apart(kind, at, &hook, &state, patience)?);
         Ok(())
     }
 
@@ -539,43 +565,87 @@ impl Underway {
     }
 }
 
+impl Restoring {
+    fn go_on(&mut self, stage: Stage) -> Result<Option<Created>> {
+        self.0 = Some(stage);
+        self.advance()
+    }
+
+    fn undo(&mut self, mut made: Box<Made>, err: Error) -> Result<Option<Created>> {
+        match made.undo() {
+            Ok(chore) => self.go_on(Stage::Undo(chore, err)),
+            Err(_) => Err(err),
+        }
+    }
+}
+
 impl Pending for Restoring {
     type Output = Created;
 
     fn fd(&self) -> BorrowedFd<'_> {
         match self.0.as_ref().expect("a finished restore is not waited for") {
             Stage::Unit(unit) => unit.1.fd(),
-            Stage::Criu(underway) => underway.running.as_ref().map_or_else(|| underway.session().fd(), Running::fd),
+            Stage::MountPoints(_, chore) | Stage::Undo(chore, _) => chore.fd(),
+            Stage::Criu(underway) => underway.running.as_ref().map_or_else(|| underway.session().fd(), Pending::fd),
         }
     }
 
     fn deadline(&self) -> Option<Instant> {
-        match &self.0 {
-            Some(Stage::Criu(underway)) => underway.running.as_ref().and_then(Running::deadline),
-            _ => None,
+        match self.0.as_ref()? {
+            Stage::Unit(unit) => Some(unit.1.deadline()),
+            Stage::MountPoints(_, chore) | Stage::Undo(chore, _) => chore.deadline(),
+            Stage::Criu(underway) => {
+                let hook = underway.running.as_ref().and_then(Pending::deadline);
+                [hook, underway.deadline].into_iter().flatten().min()
+            }
         }
     }
 
     fn advance(&mut self) -> Result<Option<Created>> {
         let ended = || Error::new(Kind::System, "restore has ended already");
-        let mut underway = match self.0.take().ok_or_else(ended)? {
-            Stage::Criu(underway) => underway,
+        let next = match self.0.take().ok_or_else(ended)? {
             Stage::Unit(mut unit) => match unit.1.advance()? {
-                None => {
-                    self.0 = Some(Stage::Unit(unit));
-                    return Ok(None);
-                }
+                None => Stage::Unit(unit),
                 Some(path) => {
                     let (mut prepared, _held, options) = *unit;
                     prepared.started(&path)?;
-                    begin(prepared, options)?
+                    return self.go_on(make_mount_points(prepared, options)?);
+                }
+            },
+            Stage::MountPoints(prepared, mut chore) => match chore.advance() {
+                Ok(None) => Stage::MountPoints(prepared, chore),
+                Ok(Some(())) => {
+                    let (prepared, options) = *prepared;
+                    return self.go_on(Stage::Criu(begin(prepared, options)?));
+                }
+                Err(err) => return self.undo(prepared.0.made, err),
+            },
+            Stage::Criu(mut underway) => {
+                let late = underway.deadline.is_some_and(|deadline| Instant::now() >= deadline);
+                match underway.advance() {
+                    Ok(Some(created)) => return Ok(Some(created)),
+                    Ok(None) if !late => Stage::Criu(underway),
+                    other => {
+                        let err = other.err().unwrap_or_else(|| underway.late());
+                        if underway.deadline.is_none() {
+                            return Err(err);
+                        }
+                        let made = underway.prepared.made.take();
+                        drop(underway);
+                        return self.undo(made, err);
+                    }
+                }
+            }
+            Stage::Undo(mut chore, err) => match chore.advance() {
+                Ok(None) => Stage::Undo(chore, err),
+                Ok(Some(())) => return Err(err),
+                Err(undo) => {
+                    log::warn!("undo restore: {undo}");
+                    return Err(err);
                 }
             },
         };
-        let restored = underway.advance()?;
-        if restored.is_none() {
-            self.0 = Some(Stage::Criu(underway));
-        }
-        Ok(restored)
+        self.0 = Some(next);
+        Ok(None)
     }
 }

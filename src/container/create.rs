@@ -3,20 +3,21 @@
 use std::collections::BTreeMap;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use oci_spec::runtime::{Hooks, LinuxNamespaceType as Namespace, LinuxResources, Spec};
 
 use super::{Container, Gate, Stdio, check_preserved, hook_state, mounts_below, unmount_below};
 use crate::cgroup::Cgroup;
 use crate::cgroup::systemd::{self, Unit};
+use crate::hooks;
 use crate::host::Cgroups;
-use crate::launch::{Pending, Process, chore, init, seccomp};
+use crate::launch::{Pending, Process, chore, hang, init, seccomp};
 use crate::plan::{self, Plan, Request};
 use crate::rdt::Group;
 use crate::state::{Config, Dir, Own, State, check_id};
 use crate::trace::{Trace, Track};
-use crate::{Error, Kind, Result};
+use crate::{Error, Kind, Result, limits};
 
 /// A create request.
 #[derive(Debug)]
@@ -64,18 +65,49 @@ pub struct Creating(Option<Stage>);
 enum Stage {
     /// systemd makes the unit.
     Unit(Box<Prepared>, chore::Held),
+    /// A child opens the sources of mounts.
+    Sources(Box<Prepared>, Box<init::Sources>),
     /// The init is on its way to its gate.
     Birth(Box<Underway>),
     /// It has failed, and its init is on its way out.
-    Dying(Box<Underway>, Process, Error),
+    Dying(Box<Made>, Process, Error, Instant),
     /// What it had made is being taken back.
-    Undo(chore::Chore, Error),
+    Undo(Box<Made>, chore::Chore, Error),
+    /// It has been given up; what it had made is still there.
+    Left(Leftover),
+}
+
+/// What a create that has failed has left, because something hung: its init, or the chore that takes it back.
+#[derive(Debug)]
+pub struct Leftover {
+    made: Box<Made>,
+    hangs: OwnedFd,
+}
+
+impl Leftover {
+    fn new(mut made: Box<Made>, hangs: BorrowedFd<'_>) -> Result<Leftover> {
+        made.keep = true;
+        let hangs = hangs.try_clone_to_owned().map_err(|e| Error::io("hold the process that hangs", &e))?;
+        Ok(Leftover { made, hangs })
+    }
+
+    /// Readable when what hung has ended. Before that there is no sense in another try.
+    pub fn fd(&self) -> BorrowedFd<'_> {
+        self.hangs.as_fd()
+    }
+
+    /// Tries again.
+    pub fn undo(&mut self) -> Result<chore::Chore> {
+        let chore = self.made.undo()?;
+        self.hangs = chore.end().try_clone_to_owned().map_err(|e| Error::io("hold the process that hangs", &e))?;
+        Ok(chore)
+    }
 }
 
 /// A create whose cgroup is still to be made.
 #[derive(Debug)]
 pub(super) struct Prepared {
-    pub(super) made: Made,
+    pub(super) made: Box<Made>,
     pub(super) state: State,
     pub(super) plan: Plan,
     pub(super) gate: Gate,
@@ -87,12 +119,14 @@ pub(super) struct Prepared {
 #[derive(Debug)]
 struct Underway {
     birth: init::Birth,
-    made: Made,
+    made: Box<Made>,
     state: State,
     gate: Gate,
     trace: Option<Trace>,
     /// The pid of the state that has been staged.
     staged: i32,
+    /// When it is given up.
+    deadline: Option<Instant>,
 }
 
 /// What a create leaves in the file system. Dropped, it is removed.
@@ -109,8 +143,9 @@ pub(super) struct Made {
 
 impl Made {
     /// Has a child take it back: mounts and cgroups take their time.
-    fn undo(mut self) -> Result<chore::Chore> {
-        let undone = chore::start(|| {
+    pub(super) fn undo(&mut self) -> Result<chore::Chore> {
+        let what = format!("take back what the create of {:?} has made", self.dir.path().display().to_string());
+        let undone = chore::start(what, limits::REMOVE, || {
             // Its descriptors have not come along.
             let cgroup = self.cgroup.as_ref().map(|cgroup| Cgroup::open(cgroup.paths())).transpose()?;
             self.remove(cgroup.as_ref());
@@ -119,6 +154,13 @@ impl Made {
         })?;
         self.keep = true;
         Ok(undone)
+    }
+
+    /// Moves it out of where it is; what stays there is nothing to remove.
+    pub(super) fn take(&mut self) -> Box<Made> {
+        let dir = self.dir.clone();
+        let rest = Made { dir, cgroup: None, unit: None, rdt: None, host_mounts: None, keep: true };
+        Box::new(std::mem::replace(self, rest))
     }
 
     fn remove(&self, cgroup: Option<&Cgroup>) {
@@ -144,7 +186,7 @@ impl Drop for Made {
         self.remove(self.cgroup.as_ref());
         // systemd may take its time, and the caller has others to look after.
         if let Some(unit) = self.unit.take()
-            && let Err(err) = chore::start(move || unit.stop())
+            && let Err(err) = chore::start("stop the unit of systemd", limits::SYSTEMD, move || unit.stop())
         {
             log::warn!("undo create: {err}");
         }
@@ -165,18 +207,53 @@ pub struct Created {
     pub console: Option<OwnedFd>,
 }
 
-/// Begins a create: plans, reserves the state directory, makes the cgroup, clones.
+/// Begins a create: plans, reserves the state directory, makes the cgroup, clones. With a socket as gate, what has been
+/// made when it fails is taken back by a child, and the error comes after that.
 pub fn create(request: Create, spec: &Spec) -> Result<Creating> {
     let waits = request.gate == Gate::Socket;
-    let prepared = prepare(request, spec, waits)?;
-    match prepared.unit()? {
-        None => prepared.begin().map(|birth| Creating(Some(Stage::Birth(birth)))),
-        Some(held) => Ok(Creating(Some(Stage::Unit(Box::new(prepared), held)))),
+    match prepare(request, spec, waits) {
+        Ok(prepared) => Creating::begin(prepared, waits),
+        Err((Some(made), err)) if waits => Creating::undone(made, err),
+        Err((_, err)) => Err(err),
     }
 }
 
+/// An error, and what had been made before it.
+pub(super) type Failed = (Option<Box<Made>>, Error);
+
 /// Plans a create and reserves the state directory. `waits`: for a start that this process alone can give.
-pub(super) fn prepare(request: Create, spec: &Spec, waits: bool) -> Result<Prepared> {
+pub(super) fn prepare(request: Create, spec: &Spec, waits: bool) -> std::result::Result<Prepared, Failed> {
+    let (plan, filter, bundle) = planned(&request, spec).map_err(|err| (None, err))?;
+    request.trace.iter().for_each(|trace| trace.mark(Track::Parent, "make the state directory"));
+    let mut made = Box::new(Made {
+        dir: Dir::reserve(&request.root, &request.id, waits).map_err(|err| (None, err))?,
+        cgroup: None,
+        unit: None,
+        rdt: None,
+        host_mounts: None,
+        keep: false,
+    });
+    let mut state = new_state(&request.id, &bundle, spec, &plan, filter);
+    state.skiff.config.clone_from(&request.config);
+    match complete(&request, &plan, &mut made, &mut state) {
+        Ok(()) => Ok(Prepared {
+            made,
+            state,
+            plan,
+            gate: request.gate,
+            stdio: match request.stdio {
+                Stdio::Fds(fds) => Some(fds),
+                Stdio::Inherit | Stdio::Terminal => None,
+            },
+            preserve_fds: request.preserve_fds,
+            trace: request.trace,
+        }),
+        Err(err) => Err((Some(made), err)),
+    }
+}
+
+/// The plan, the compiled filter, and the bundle's absolute path.
+fn planned(request: &Create, spec: &Spec) -> Result<(Plan, Option<seccomp::Filter>, PathBuf)> {
     check_id(&request.id)?;
     let mark = |step| request.trace.iter().for_each(|trace| trace.mark(Track::Parent, step));
     mark("plan");
@@ -199,26 +276,20 @@ pub(super) fn prepare(request: Create, spec: &Spec, waits: bool) -> Result<Prepa
     check_preserved(request.preserve_fds)?;
     mark("compile seccomp");
     let filter = plan.seccomp.as_ref().map(seccomp::compile).transpose()?;
-    mark("make the state directory");
-    let mut made = Made {
-        dir: Dir::reserve(&request.root, &request.id, waits)?,
-        cgroup: None,
-        unit: None,
-        rdt: None,
-        host_mounts: None,
-        keep: false,
-    };
+    Ok((plan, filter, bundle))
+}
+
+/// What is made with the state directory.
+fn complete(request: &Create, plan: &Plan, made: &mut Made, state: &mut State) -> Result<()> {
     if request.notify {
         let dir = made.dir.path().join(NOTIFY);
         std::fs::create_dir(&dir).map_err(|e| Error::io(format!("make {:?}", dir.display().to_string()), &e))?;
     }
     if !plan.rootfs.mount_namespace {
-        let rootfs = plan_rootfs(&plan);
+        let rootfs = plan_rootfs(plan);
         let before = mounts_below(&rootfs);
         made.host_mounts = Some((rootfs, before));
     }
-    let mut state = new_state(&request.id, &bundle, spec, &plan, filter);
-    state.skiff.config.clone_from(&request.config);
     if let Some(rdt) = &plan.rdt {
         let group = made.rdt.insert(Group::make(rdt, &request.id)?);
         state.intel_rdt_path = group.path().display().to_string();
@@ -226,18 +297,7 @@ pub(super) fn prepare(request: Create, spec: &Spec, waits: bool) -> Result<Prepa
         state.skiff.rdt = Some(group.clone());
     }
     state.skiff.mounts_before = made.host_mounts.as_ref().map(|(_, before)| before.clone());
-    Ok(Prepared {
-        made,
-        state,
-        plan,
-        gate: request.gate,
-        stdio: match request.stdio {
-            Stdio::Fds(fds) => Some(fds),
-            Stdio::Inherit | Stdio::Terminal => None,
-        },
-        preserve_fds: request.preserve_fds,
-        trace: request.trace.clone(),
-    })
+    Ok(())
 }
 
 /// The cgroup that systemd has put a process into, of `/proc/PID/cgroup`.
@@ -253,7 +313,8 @@ impl Prepared {
         let devices = self.plan.cgroup.devices.clone();
         self.trace.iter().for_each(|trace| trace.mark(Track::Parent, "start the unit of systemd"));
         // systemd makes no unit without a process, and the init, which is cloned into it, is not there yet.
-        let held = chore::hold(move || {
+        let what = format!("start unit {:?} of systemd", scope.unit);
+        let held = chore::hold(what, limits::SYSTEMD, move || {
             systemd::start(&scope, devices.as_deref(), std::process::id())?;
             match std::fs::read_to_string("/proc/self/cgroup") {
                 _ if scope.unit.ends_with(".slice") => Ok(String::new()),
@@ -288,40 +349,59 @@ impl Prepared {
     }
 
     /// Makes the cgroup and clones the init.
-    fn begin(mut self) -> Result<Box<Underway>> {
-        let trace = self.trace.clone();
+    fn begin(self, opened: Option<Vec<(usize, OwnedFd)>>) -> std::result::Result<Box<Underway>, Failed> {
+        let Prepared { mut made, mut state, plan, gate, stdio, preserve_fds, trace } = self;
         let mark = |step| trace.iter().for_each(|trace| trace.mark(Track::Parent, step));
-        mark("make the cgroup");
-        let cgroup = if init::makes_own_namespaces(&self.plan).is_some() {
-            self.made.cgroup.insert(Cgroup::begin(&self.plan.cgroup)?)
-        } else {
-            let cgroup = Cgroup::create(&self.plan.cgroup)?.with(self.state.skiff.rdt_doors());
-            let cgroup = self.made.cgroup.insert(cgroup);
-            mark("set the device policy");
-            cgroup.set_devices(&self.plan.cgroup)?;
-            cgroup
+        let deadline = (gate == Gate::Socket).then(|| Instant::now() + birth_limit(&plan));
+        let cloned = make_cgroup(&plan, &mut made, &state, &mark).and_then(|()| {
+            mark("clone the init");
+            let fifos = (gate == Gate::Fifo).then(|| made.dir.make_gate()).transpose()?;
+            let cgroup = made.cgroup.as_mut().expect("it has just been made");
+            init::begin(init::Begin {
+                filter: state.skiff.seccomp.as_ref(),
+                cgroup,
+                stdio,
+                preserve_fds,
+                gate: fifos,
+                state: hook_state(&state),
+                trace: trace.clone(),
+                opened,
+                plan,
+            })
+        });
+        let birth = match cloned {
+            Ok(birth) => birth,
+            Err(err) => return Err((Some(made), err)),
         };
-        mark("clone the init");
-        let gate = (self.gate == Gate::Fifo).then(|| self.made.dir.make_gate()).transpose()?;
-        let birth = init::begin(init::Begin {
-            filter: self.state.skiff.seccomp.as_ref(),
-            cgroup,
-            stdio: self.stdio,
-            preserve_fds: self.preserve_fds,
-            gate,
-            state: hook_state(&self.state),
-            trace: self.trace.clone(),
-            plan: self.plan,
-        })?;
-        self.state.cgroup_paths = self.made.cgroup.as_ref().map(|cgroup| cgroup.paths().clone()).unwrap_or_default();
+        state.cgroup_paths = made.cgroup.as_ref().map(|cgroup| cgroup.paths().clone()).unwrap_or_default();
         mark("stage the state");
-        let mut underway =
-            Underway { birth, made: self.made, state: self.state, gate: self.gate, trace: self.trace, staged: 0 };
+        let mut underway = Box::new(Underway { birth, made, state, gate, trace: trace.clone(), staged: 0, deadline });
         // While the init is busy. One that clones the real init comes later by its pid.
-        underway.stage(underway.birth.pid())?;
-        mark("wait for the init");
-        Ok(Box::new(underway))
+        match underway.stage(underway.birth.pid()) {
+            Ok(()) => mark("wait for the init"),
+            Err(err) => return Err((Some(underway.made), err)),
+        }
+        Ok(underway)
     }
+}
+
+/// The cgroup, and for an init that makes no namespaces by itself its device policy.
+fn make_cgroup(plan: &Plan, made: &mut Made, state: &State, mark: &dyn Fn(&'static str)) -> Result<()> {
+    mark("make the cgroup");
+    if init::makes_own_namespaces(plan).is_some() {
+        made.cgroup = Some(Cgroup::begin(&plan.cgroup)?);
+        return Ok(());
+    }
+    let cgroup = made.cgroup.insert(Cgroup::create(&plan.cgroup)?.with(state.skiff.rdt_doors()));
+    mark("set the device policy");
+    cgroup.set_devices(&plan.cgroup)
+}
+
+/// How long an init may take to its gate: what it does itself, and its hooks.
+fn birth_limit(plan: &Plan) -> Duration {
+    let hooks = &plan.hooks;
+    let all = [hooks.prestart(), hooks.create_runtime(), hooks.create_container()];
+    limits::within(limits::BIRTH) + all.into_iter().map(|list| hooks::time(list.as_deref())).sum::<Duration>()
 }
 
 fn resources(spec: &Spec) -> LinuxResources {
@@ -371,6 +451,7 @@ fn new_state(id: &str, bundle: &Path, spec: &Spec, plan: &Plan, filter: Option<s
             own_pid_namespace: plan.namespaces.makes(Namespace::Pid),
             unit: plan.cgroup.scope.as_ref().map(|scope| Unit { name: scope.unit.clone(), user: scope.user }),
             hooks,
+            start_hooks: hooks::time(plan.hooks.start_container().as_deref()).as_secs(),
             seccomp: filter,
             keyring: plan.keyring.is_some(),
             mounts_before: None,
@@ -415,16 +496,61 @@ impl Underway {
 }
 
 impl Creating {
-    fn undo(&mut self, made: Made, err: Error) -> Result<Option<Created>> {
+    fn begin(prepared: Prepared, waits: bool) -> Result<Creating> {
+        match prepared.unit() {
+            Ok(None) => Creating::clone(prepared, waits),
+            Ok(Some(held)) => Ok(Creating(Some(Stage::Unit(Box::new(prepared), held)))),
+            Err(err) if waits => Creating::undone(prepared.made, err),
+            Err(err) => Err(err),
+        }
+    }
+
+    fn clone(prepared: Prepared, waits: bool) -> Result<Creating> {
+        let sources = if waits { init::Sources::open(&prepared.plan) } else { Ok(None) };
+        match sources {
+            Ok(None) => Creating::cloned(prepared.begin(None), waits),
+            Ok(Some(sources)) => Ok(Creating(Some(Stage::Sources(Box::new(prepared), Box::new(sources))))),
+            Err(err) => Creating::undone(prepared.made, err),
+        }
+    }
+
+    fn cloned(begun: std::result::Result<Box<Underway>, Failed>, waits: bool) -> Result<Creating> {
+        match begun {
+            Ok(underway) => Ok(Creating(Some(Stage::Birth(underway)))),
+            Err((Some(made), err)) if waits => Creating::undone(made, err),
+            Err((_, err)) => Err(err),
+        }
+    }
+
+    /// One that has failed: who has others to look after waits for nothing here.
+    fn undone(mut made: Box<Made>, err: Error) -> Result<Creating> {
         match made.undo() {
-            Ok(chore) => {
-                self.0 = Some(Stage::Undo(chore, err));
-                Ok(None)
-            }
+            Ok(chore) => Ok(Creating(Some(Stage::Undo(made, chore, err)))),
             Err(undo) => {
                 log::warn!("undo create: {undo}");
                 Err(err)
             }
+        }
+    }
+
+    /// What it has left, when it has failed and something hung.
+    pub fn leftover(&mut self) -> Option<Leftover> {
+        match self.0.take()? {
+            Stage::Left(left) => Some(left),
+            _ => None,
+        }
+    }
+
+    /// Goes on as `other`.
+    fn go_on(&mut self, other: Creating) -> Result<Option<Created>> {
+        *self = other;
+        self.advance()
+    }
+
+    fn leave(&mut self, made: Box<Made>, hangs: BorrowedFd<'_>) {
+        match Leftover::new(made, hangs) {
+            Ok(left) => self.0 = Some(Stage::Left(left)),
+            Err(err) => log::warn!("undo create: {err}"),
         }
     }
 }
@@ -435,69 +561,106 @@ impl Pending for Creating {
     fn fd(&self) -> BorrowedFd<'_> {
         match self.0.as_ref().expect("a finished create is not waited for") {
             Stage::Unit(_, held) => held.fd(),
+            Stage::Sources(_, sources) => sources.fd(),
             Stage::Birth(underway) => underway.birth.fd(),
-            Stage::Dying(_, process, _) => process.pidfd.as_fd(),
-            Stage::Undo(chore, _) => chore.fd(),
+            Stage::Dying(_, process, ..) => process.pidfd.as_fd(),
+            Stage::Undo(_, chore, _) => chore.fd(),
+            Stage::Left(left) => left.fd(),
         }
     }
 
     fn deadline(&self) -> Option<Instant> {
-        match &self.0 {
-            Some(Stage::Birth(underway)) => underway.birth.deadline(),
-            // The chore has one itself.
-            _ => None,
+        match self.0.as_ref()? {
+            Stage::Unit(_, held) => Some(held.deadline()),
+            Stage::Sources(_, sources) => sources.deadline(),
+            Stage::Birth(underway) => [underway.birth.deadline(), underway.deadline].into_iter().flatten().min(),
+            Stage::Dying(.., deadline) => Some(*deadline),
+            Stage::Undo(_, chore, _) => chore.deadline(),
+            Stage::Left(_) => None,
         }
     }
 
     fn advance(&mut self) -> Result<Option<Created>> {
         let ended = || Error::new(Kind::System, "create has ended already");
-        let mut underway = match self.0.take().ok_or_else(ended)? {
-            Stage::Birth(underway) => underway,
-            Stage::Dying(underway, process, err) => {
-                if process.try_wait()?.is_none() {
-                    self.0 = Some(Stage::Dying(underway, process, err));
-                    return Ok(None);
+        match self.0.take().ok_or_else(ended)? {
+            Stage::Birth(underway) => self.advance_birth(underway),
+            Stage::Dying(made, process, err, deadline) => match process.try_wait() {
+                Ok(Some(_)) => self.go_on(Creating::undone(made, err)?),
+                Ok(None) if Instant::now() >= deadline => {
+                    self.leave(made, process.pidfd.as_fd());
+                    let place = hang::describe(process.pid).unwrap_or_default();
+                    Err(err.context(format!("init process {} does not die, {place}", process.pid)))
                 }
-                return self.undo(underway.made, err);
-            }
-            Stage::Undo(mut chore, err) => {
+                Ok(None) => {
+                    self.0 = Some(Stage::Dying(made, process, err, deadline));
+                    Ok(None)
+                }
+                // Somebody else has reaped it.
+                Err(_) => self.go_on(Creating::undone(made, err)?),
+            },
+            Stage::Undo(made, mut chore, err) => {
                 match chore.advance() {
                     Ok(None) => {
-                        self.0 = Some(Stage::Undo(chore, err));
+                        self.0 = Some(Stage::Undo(made, chore, err));
                         return Ok(None);
                     }
                     Ok(Some(())) => {}
-                    Err(undo) => log::warn!("undo create: {undo}"),
+                    Err(undo) => {
+                        log::warn!("undo create: {undo}");
+                        self.leave(made, chore.end());
+                    }
                 }
-                return Err(err);
+                Err(err)
             }
-            Stage::Unit(mut prepared, mut held) => match held.advance()? {
-                None => {
-                    self.0 = Some(Stage::Unit(prepared, held));
-                    return Ok(None);
+            Stage::Unit(mut prepared, mut held) => {
+                let waits = prepared.gate == Gate::Socket;
+                match held.advance().and_then(|path| path.map(|path| prepared.started(&path)).transpose()) {
+                    Ok(None) => {
+                        self.0 = Some(Stage::Unit(prepared, held));
+                        Ok(None)
+                    }
+                    // Only after that may the process go that has kept the unit.
+                    Ok(Some(())) => self.go_on(Creating::clone(*prepared, waits)?),
+                    Err(err) if waits => self.go_on(Creating::undone(prepared.made, err)?),
+                    Err(err) => Err(err),
                 }
-                Some(path) => {
-                    prepared.started(&path)?;
-                    // Only now may the process go that has kept the unit.
-                    prepared.begin()?
-                }
-            },
-        };
-        match underway.birth.advance() {
-            Ok(Some(born)) => underway.finish(born).map(Some),
-            Ok(None) => {
-                self.0 = Some(Stage::Birth(underway));
-                Ok(None)
             }
-            // Who has a gate of its own has others to look after, and waits for nothing here.
-            Err(err) if underway.gate == Gate::Socket => match underway.birth.give_up() {
-                Some(process) => {
-                    self.0 = Some(Stage::Dying(underway, process, err));
+            Stage::Sources(prepared, mut sources) => match sources.advance() {
+                Ok(None) => {
+                    self.0 = Some(Stage::Sources(prepared, sources));
                     Ok(None)
                 }
-                None => self.undo(underway.made, err),
+                Ok(Some(opened)) => self.go_on(Creating::cloned(prepared.begin(Some(opened)), true)?),
+                Err(err) => self.go_on(Creating::undone(prepared.made, err)?),
             },
-            Err(err) => Err(err),
+            Stage::Left(_) => Err(ended()),
+        }
+    }
+}
+
+impl Creating {
+    fn advance_birth(&mut self, mut underway: Box<Underway>) -> Result<Option<Created>> {
+        let late = underway.deadline.is_some_and(|deadline| Instant::now() >= deadline);
+        let err = match underway.birth.advance() {
+            Ok(Some(born)) => return underway.finish(born).map(Some),
+            Ok(None) if late => underway.birth.late(),
+            Ok(None) => {
+                self.0 = Some(Stage::Birth(underway));
+                return Ok(None);
+            }
+            Err(err) => err,
+        };
+        // Who has a gate of its own has others to look after, and waits for nothing here.
+        if underway.gate != Gate::Socket {
+            return Err(err);
+        }
+        match underway.birth.give_up() {
+            Some(process) => {
+                let deadline = limits::from_now(limits::DEATH);
+                self.0 = Some(Stage::Dying(underway.made, process, err, deadline));
+                Ok(None)
+            }
+            None => self.go_on(Creating::undone(underway.made, err)?),
         }
     }
 }

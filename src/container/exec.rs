@@ -1,7 +1,7 @@
 //! What an exec is asked for, and what comes of it.
 
 use std::os::fd::{BorrowedFd, OwnedFd};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use oci_spec::runtime::Process as ProcessSpec;
 
@@ -26,6 +26,8 @@ pub struct Exec {
     /// A cgroup of its own, so that its process tree can be killed as a whole ([`Container::tree`]); otherwise it runs
     /// in the container's.
     pub tree: Option<Tree>,
+    /// How long it may take until the program runs; None: for ever.
+    pub limit: Option<Duration>,
 }
 
 /// An exec under way; ends when the user's program runs.
@@ -33,6 +35,7 @@ pub struct Exec {
 pub struct Execing {
     pub(super) birth: exec::Birth,
     pub(super) tree: Option<Tree>,
+    pub(super) deadline: Option<Instant>,
 }
 
 /// The cgroup of an exec process and its descendants: a part of its container's. Dropped, it is killed and removed.
@@ -83,11 +86,14 @@ impl Pending for Execing {
     }
 
     fn deadline(&self) -> Option<Instant> {
-        None
+        self.deadline
     }
 
     fn advance(&mut self) -> Result<Option<Execed>> {
         let born = self.birth.advance()?;
+        if born.is_none() && self.deadline.is_some_and(|deadline| Instant::now() >= deadline) {
+            return Err(self.birth.late());
+        }
         Ok(born.map(|(process, console)| Execed { process, console, tree: self.tree.take() }))
     }
 }

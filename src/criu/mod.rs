@@ -262,9 +262,9 @@ impl Session {
         criu.wait().map(drop)
     }
 
-    /// Ends it in the middle of its work.
-    pub fn abort(self) {
-        self.criu.discard();
+    /// Ends it in the middle of its work, and waits for its end if asked to.
+    pub fn abort(self, wait: bool) {
+        if wait { self.criu.discard() } else { self.criu.abandon() }
     }
 }
 

@@ -2,79 +2,130 @@
 
 use std::io::{Read, Write};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
-use std::time::Instant;
+use std::path::Path;
+use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::fcntl::OFlag;
+use nix::sys::signal::{Signal, killpg};
+use nix::unistd::Pid;
 
-use super::{Pending, Process};
+use super::{Pending, Process, hang};
 use crate::sys::clone::{self, Side};
 use crate::sys::process as sys;
-use crate::{Error, Kind, Result};
+use crate::{Error, Kind, Result, limits};
 
 /// The longest error text that comes back, bytes.
-const MAX_TEXT: u64 = 4096;
+const MAX_TEXT: u64 = 40 << 10;
 
-/// A chore under way. Dropped before its end, it goes on by itself.
+/// A chore under way. Dropped before its end, it goes on by itself; past its deadline it is killed, with everybody whom it
+/// has started, and waited for by nobody: who is in the middle of a system call dies after it.
 #[derive(Debug)]
 pub struct Chore {
     process: Process,
     answer: std::fs::File,
+    /// The answer is complete, and the process on its way out.
+    answered: bool,
     text: Vec<u8>,
+    term: Term,
 }
 
-/// Starts `work` in a child. It has none of this process's descriptors, so that a chore that is stuck keeps no stream of
-/// anybody open: `work` opens what it needs by itself.
-pub fn start(work: impl FnOnce() -> Result<()>) -> Result<Chore> {
+/// What is waited for, and how long.
+#[derive(Debug)]
+pub(crate) struct Term {
+    what: String,
+    limit: Duration,
+    deadline: Instant,
+}
+
+impl Term {
+    pub(crate) fn new(what: impl Into<String>, limit: Duration) -> Term {
+        let limit = limits::within(limit);
+        Term { what: what.into(), limit, deadline: Instant::now() + limit }
+    }
+
+    pub(crate) fn deadline(&self) -> Instant {
+        self.deadline
+    }
+
+    /// The error, when the time is over: what hangs, and where `process` does.
+    pub(crate) fn check(&self, process: &Process) -> Result<()> {
+        if Instant::now() < self.deadline {
+            return Ok(());
+        }
+        let place = hang::describe(process.pid).map_or(String::new(), |place| format!(", {place}"));
+        let text = format!("{}: no answer within {} s{place}", self.what, self.limit.as_secs());
+        Err(Error::new(Kind::Timeout, text))
+    }
+}
+
+/// Starts `work`, which reads `what` in an error, in a child. It has none of this process's descriptors, so that a chore
+/// that is stuck keeps no stream of anybody open: `work` opens what it needs by itself.
+pub fn start(what: impl Into<String>, limit: Duration, work: impl FnOnce() -> Result<()>) -> Result<Chore> {
     let fail = |errno| Error::sys("start a chore", errno);
     let (answer, end) = nix::unistd::pipe2(OFlag::O_CLOEXEC).map_err(fail)?;
-    match clone::clone3(0, None).map_err(fail)? {
+    let process = fork(end, |end| {
+        let text = match sys::close_others(&mut [end.as_raw_fd()]) {
+            Ok(()) => work().map_or_else(|err| format!("{:02}{err}", err.kind() as u8), |()| "ok".into()),
+            Err(errno) => format!("{:02}close descriptors: {errno}", Kind::System as u8),
+        };
+        let _ = std::fs::File::from(end).write_all(&text.as_bytes()[..text.len().min(MAX_TEXT as usize)]);
+    })?;
+    nix::fcntl::fcntl(&answer, nix::fcntl::FcntlArg::F_SETFL(OFlag::O_NONBLOCK)).map_err(fail)?;
+    Ok(Chore { process, answer: answer.into(), answered: false, text: Vec::new(), term: Term::new(what, limit) })
+}
+
+/// A child in a process group of its own, so that it can be killed with everybody whom it has started.
+pub(super) fn fork(end: OwnedFd, work: impl FnOnce(OwnedFd)) -> Result<Process> {
+    let own_group = |pid| nix::unistd::setpgid(Pid::from_raw(pid), Pid::from_raw(0));
+    match clone::clone3(0, None).map_err(|errno| Error::sys("start a chore", errno))? {
         Side::Child => {
-            let text = match sys::close_others(&mut [end.as_raw_fd()]) {
-                Ok(()) => work().map_or_else(|err| format!("{:02}{err}", err.kind() as u8), |()| "ok".into()),
-                Err(errno) => format!("{:02}close descriptors: {errno}", Kind::System as u8),
-            };
-            let _ = std::fs::File::from(end).write_all(&text.as_bytes()[..text.len().min(MAX_TEXT as usize)]);
+            let _ = own_group(0);
+            work(end);
             sys::exit_now(0)
         }
         Side::Parent(pid, pidfd) => {
-            nix::fcntl::fcntl(&answer, nix::fcntl::FcntlArg::F_SETFL(OFlag::O_NONBLOCK)).map_err(fail)?;
-            Ok(Chore { process: Process { pid, pidfd }, answer: answer.into(), text: Vec::new() })
+            // Whoever comes first; it has to be done before anybody kills the group.
+            let _ = own_group(pid);
+            Ok(Process { pid, pidfd })
         }
+    }
+}
+
+/// Kills a chore and everybody whom it has started.
+pub(super) fn kill(process: &Process) {
+    // The pid is still its own: nobody has waited for it.
+    if let Ok(None) = process.try_wait() {
+        let _ = killpg(Pid::from_raw(process.pid), Signal::SIGKILL);
+        process.abandon();
     }
 }
 
 /// A process that did a chore and stays until this is dropped: to keep what needs a process in it.
 #[derive(Debug)]
 pub struct Held {
-    process: Option<Process>,
+    process: Process,
     answer: std::os::unix::net::UnixStream,
     text: Vec<u8>,
+    term: Term,
 }
 
 /// Starts `work` in a child, as [`start`] does; it comes back with a text.
-pub fn hold(work: impl FnOnce() -> Result<String>) -> Result<Held> {
-    let fail = |errno| Error::sys("start a chore", errno);
+pub fn hold(what: impl Into<String>, limit: Duration, work: impl FnOnce() -> Result<String>) -> Result<Held> {
     let (answer, end) = std::os::unix::net::UnixStream::pair().map_err(|e| Error::io("start a chore", &e))?;
-    match clone::clone3(0, None).map_err(fail)? {
-        Side::Child => {
-            let text = match sys::close_others(&mut [end.as_raw_fd()]) {
-                Ok(()) => work().map_or_else(|err| format!("{:02}{err}", err.kind() as u8), |text| format!("ok{text}")),
-                Err(errno) => format!("{:02}close descriptors: {errno}", Kind::System as u8),
-            };
-            let _ = (&end).write_all(&text.as_bytes()[..text.len().min(MAX_TEXT as usize)]);
-            let _ = end.shutdown(std::net::Shutdown::Write);
-            // Ends also with the other side.
-            let _ = (&end).read(&mut [0]);
-            sys::exit_now(0)
-        }
-        Side::Parent(pid, pidfd) => {
-            drop(end);
-            let held = Held { process: Some(Process { pid, pidfd }), answer, text: Vec::new() };
-            held.answer.set_nonblocking(true).map_err(|e| Error::io("start a chore", &e))?;
-            Ok(held)
-        }
-    }
+    let process = fork(end.into(), |end| {
+        let end = std::os::unix::net::UnixStream::from(end);
+        let text = match sys::close_others(&mut [end.as_raw_fd()]) {
+            Ok(()) => work().map_or_else(|err| format!("{:02}{err}", err.kind() as u8), |text| format!("ok{text}")),
+            Err(errno) => format!("{:02}close descriptors: {errno}", Kind::System as u8),
+        };
+        let _ = (&end).write_all(&text.as_bytes()[..text.len().min(MAX_TEXT as usize)]);
+        let _ = end.shutdown(std::net::Shutdown::Write);
+        // Ends also with the other side.
+        let _ = (&end).read(&mut [0]);
+    })?;
+    answer.set_nonblocking(true).map_err(|e| Error::io("start a chore", &e))?;
+    Ok(Held { process, answer, text: Vec::new(), term: Term::new(what, limit) })
 }
 
 impl Held {
@@ -83,11 +134,18 @@ impl Held {
         self.answer.as_fd()
     }
 
+    /// When to call `advance` at the latest.
+    pub fn deadline(&self) -> Instant {
+        self.term.deadline
+    }
+
     /// The text of the work, when it is done.
     pub fn advance(&mut self) -> Result<Option<String>> {
         match (&self.answer).take(MAX_TEXT).read_to_end(&mut self.text) {
             Ok(_) => {}
-            Err(err) if err.raw_os_error() == Some(Errno::EAGAIN as i32) => return Ok(None),
+            Err(err) if err.raw_os_error() == Some(Errno::EAGAIN as i32) => {
+                return self.term.check(&self.process).map(|()| None);
+            }
             Err(err) => return Err(Error::io("read a chore's answer", &err)),
         }
         let text = String::from_utf8_lossy(&self.text);
@@ -100,9 +158,7 @@ impl Held {
 
 impl Drop for Held {
     fn drop(&mut self) {
-        if let Some(process) = self.process.take() {
-            process.discard();
-        }
+        kill(&self.process);
     }
 }
 
@@ -122,25 +178,48 @@ fn failure(text: &str) -> Option<Error> {
     Some(Error::new(kind, text.get(2..)?))
 }
 
+impl Chore {
+    /// Kills it, and whom it has started.
+    pub fn stop(self) {
+        kill(&self.process);
+    }
+
+    /// Readable when its process has exited: for who has given it up.
+    pub fn end(&self) -> BorrowedFd<'_> {
+        self.process.pidfd.as_fd()
+    }
+}
+
 impl Pending for Chore {
     type Output = ();
 
     fn fd(&self) -> BorrowedFd<'_> {
-        self.answer.as_fd()
+        if self.answered { self.end() } else { self.answer.as_fd() }
     }
 
     fn deadline(&self) -> Option<Instant> {
-        None
+        Some(self.term.deadline)
     }
 
     fn advance(&mut self) -> Result<Option<()>> {
-        match (&self.answer).take(MAX_TEXT).read_to_end(&mut self.text) {
-            Ok(_) => {}
-            Err(err) if err.raw_os_error() == Some(Errno::EAGAIN as i32) => return Ok(None),
-            Err(err) => return Err(Error::io("read a chore's answer", &err)),
+        if !self.answered {
+            match (&self.answer).take(MAX_TEXT).read_to_end(&mut self.text) {
+                Ok(_) => self.answered = true,
+                Err(err) if err.raw_os_error() == Some(Errno::EAGAIN as i32) => {}
+                Err(err) => return Err(Error::io("read a chore's answer", &err)),
+            }
         }
-        // The answer ends with the process.
-        let exit = self.process.wait()?;
+        // What it has open, and its namespaces, go after the answer.
+        let exit = if self.answered { self.process.try_wait()? } else { None };
+        let Some(exit) = exit else {
+            return match self.term.check(&self.process) {
+                Ok(()) => Ok(None),
+                Err(err) => {
+                    kill(&self.process);
+                    Err(err)
+                }
+            };
+        };
         let text = String::from_utf8_lossy(&self.text);
         if text == "ok" {
             return Ok(Some(()));
@@ -150,9 +229,109 @@ impl Pending for Chore {
     }
 }
 
+/// A child that copies what comes from a pipe into a file, until the end of it: a disk that hangs holds up nobody else.
+/// Its output is that the file is open. Dropped, it is killed.
+#[derive(Debug)]
+pub struct Writer(Chore);
+
+/// Has a child open the file, and then write to it what comes from `input`.
+pub fn write_file(what: String, limit: Duration, input: OwnedFd, path: &Path, make_dirs: bool) -> Result<Writer> {
+    let fail = |errno| Error::sys("start a writer", errno);
+    let (answer, end) = nix::unistd::pipe2(OFlag::O_CLOEXEC).map_err(fail)?;
+    let text = what.clone();
+    let process = fork(end, |end| {
+        let opened = sys::close_others(&mut [end.as_raw_fd(), input.as_raw_fd()]).map_err(fail);
+        let opened = opened.and_then(|()| open_to_append(&text, path, make_dirs));
+        let answer = opened.as_ref().map_or_else(|err| format!("{:02}{err}", err.kind() as u8), |_| "ok".into());
+        let _ = std::fs::File::from(end).write_all(answer.as_bytes());
+        if let Ok(file) = opened
+            && let Err(err) = copy(input, file)
+        {
+            log::warn!("write to {path:?}: {err}");
+        }
+    })?;
+    nix::fcntl::fcntl(&answer, nix::fcntl::FcntlArg::F_SETFL(OFlag::O_NONBLOCK)).map_err(fail)?;
+    let term = Term::new(what, limit);
+    Ok(Writer(Chore { process, answer: answer.into(), answered: false, text: Vec::new(), term }))
+}
+
+fn open_to_append(what: &str, path: &Path, make_dirs: bool) -> Result<std::fs::File> {
+    use std::os::unix::fs::OpenOptionsExt;
+    if make_dirs && let Some(parent) = path.parent() {
+        std::fs::create_dir_all(parent).map_err(|e| Error::io(what, &e))?;
+    }
+    let mut options = std::fs::OpenOptions::new();
+    options.append(true).create(true).mode(0o644).open(path).map_err(|e| Error::io(what, &e))
+}
+
+fn copy(input: OwnedFd, mut file: std::fs::File) -> std::io::Result<()> {
+    let (mut input, mut buffer) = (std::fs::File::from(input), [0; 16 << 10]);
+    loop {
+        match input.read(&mut buffer) {
+            Ok(0) => return Ok(()),
+            Ok(n) => file.write_all(&buffer[..n])?,
+            Err(err) if err.kind() == std::io::ErrorKind::Interrupted => {}
+            Err(err) => return Err(err),
+        }
+    }
+}
+
+impl Writer {
+    /// Its process: it ends when all has been written.
+    pub fn process(&self) -> &Process {
+        &self.0.process
+    }
+}
+
+impl Pending for Writer {
+    type Output = ();
+
+    fn fd(&self) -> BorrowedFd<'_> {
+        self.0.answer.as_fd()
+    }
+
+    fn deadline(&self) -> Option<Instant> {
+        self.0.deadline()
+    }
+
+    fn advance(&mut self) -> Result<Option<()>> {
+        let chore = &mut self.0;
+        match (&chore.answer).take(MAX_TEXT).read_to_end(&mut chore.text) {
+            Ok(_) => {}
+            Err(err) if err.raw_os_error() == Some(Errno::EAGAIN as i32) => {
+                return chore.term.check(&chore.process).map(|()| None);
+            }
+            Err(err) => return Err(Error::io("read a writer's answer", &err)),
+        }
+        let text = String::from_utf8_lossy(&chore.text);
+        if text == "ok" {
+            return Ok(Some(()));
+        }
+        Err(failure(&text).unwrap_or_else(|| Error::new(Kind::System, "a writer ended without an answer")))
+    }
+}
+
+impl Drop for Writer {
+    fn drop(&mut self) {
+        kill(&self.0.process);
+    }
+}
+
+/// A program that is being started. Dropped before it runs, it is left alone.
+#[derive(Debug)]
+pub struct Spawning {
+    said: OwnedFd,
+    what: String,
+}
+
 /// Starts a program with these descriptors as 3, 4, ... and nothing else of this process but an empty stdin, stdout and
-/// stderr. `env` is its whole environment.
-pub fn spawn(program: &std::ffi::CStr, argv: &sys::CStrings, env: &sys::CStrings, fds: &[OwnedFd]) -> Result<Process> {
+/// stderr. `env` is its whole environment. It runs when the second of what this returns says so.
+pub fn spawn(
+    program: &std::ffi::CStr,
+    argv: &sys::CStrings,
+    env: &sys::CStrings,
+    fds: &[OwnedFd],
+) -> Result<(Process, Spawning)> {
     let fail = |errno| Error::sys(format!("run {program:?}"), errno);
     let null = nix::fcntl::open(c"/dev/null", OFlag::O_RDWR | OFlag::O_CLOEXEC, nix::sys::stat::Mode::empty());
     let null = null.map_err(fail)?;
@@ -165,15 +344,29 @@ pub fn spawn(program: &std::ffi::CStr, argv: &sys::CStrings, env: &sys::CStrings
         }
         Side::Parent(pid, pidfd) => {
             drop(end);
-            let process = Process { pid, pidfd };
-            let mut code = [0; 4];
-            match nix::unistd::read(&said, &mut code) {
-                Ok(4) => {
-                    process.discard();
-                    Err(fail(Errno::from_raw(i32::from_ne_bytes(code))))
-                }
-                _ => Ok(process),
-            }
+            nix::fcntl::fcntl(&said, nix::fcntl::FcntlArg::F_SETFL(OFlag::O_NONBLOCK)).map_err(fail)?;
+            Ok((Process { pid, pidfd }, Spawning { said, what: format!("run {program:?}") }))
+        }
+    }
+}
+
+impl Pending for Spawning {
+    type Output = ();
+
+    fn fd(&self) -> BorrowedFd<'_> {
+        self.said.as_fd()
+    }
+
+    fn deadline(&self) -> Option<Instant> {
+        None
+    }
+
+    fn advance(&mut self) -> Result<Option<()>> {
+        let mut code = [0; 4];
+        match nix::unistd::read(&self.said, &mut code) {
+            Ok(4) => Err(Error::sys(&self.what, Errno::from_raw(i32::from_ne_bytes(code)))),
+            Err(Errno::EAGAIN | Errno::EINTR) => Ok(None),
+            _ => Ok(Some(())),
         }
     }
 }

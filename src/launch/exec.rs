@@ -155,6 +155,13 @@ impl Birth {
         self.process.as_ref().map_or(0, |process| process.pid)
     }
 
+    /// The error of one that takes too long.
+    pub(crate) fn late(&self) -> Error {
+        let place = super::hang::describe(self.pid()).map_or(String::new(), |place| format!(", {place}"));
+        let program = self.plan.argv.as_slice()[0].to_string_lossy();
+        Error::new(Kind::Timeout, format!("start {program:?}: it does not run in time{place}"))
+    }
+
     /// Readable when `advance` can do something.
     pub fn fd(&self) -> BorrowedFd<'_> {
         self.channel.fd()
@@ -204,7 +211,7 @@ impl Birth {
 impl Drop for Birth {
     fn drop(&mut self) {
         if let Some(process) = self.process.take() {
-            process.discard();
+            process.abandon();
         }
     }
 }

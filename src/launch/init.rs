@@ -1,7 +1,7 @@
 //! The parent's side of an init's birth.
 
 use std::collections::VecDeque;
-use std::ffi::CStr;
+use std::ffi::{CStr, CString};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::Instant;
 
@@ -10,16 +10,18 @@ use nix::fcntl::OFlag;
 use nix::sys::stat::Mode;
 use oci_spec::runtime::{Hook, LinuxNamespaceType as Kind};
 
+use super::chore::Chore;
+use super::opening::{self, Failed, Opening};
 use super::seccomp::Filter;
 use super::{
-    Aim, Channel, Message, Process, adopted, describe, idmap, listener, net_devices, set_oom_score, write_proc,
+    Aim, Channel, Message, Pending, Process, adopted, describe, idmap, listener, net_devices, set_oom_score, write_proc,
 };
 use crate::cgroup::Cgroup;
 use crate::cgroup::systemd::Unit;
 use crate::child::init::{self, Init};
 use crate::child::report::Record;
 use crate::child::rootfs::open_source;
-use crate::hooks::{self, Running};
+use crate::hooks;
 use crate::plan::Plan;
 use crate::plan::rootfs::{MountKind, MountPlan};
 use crate::plan::seccomp::Listener;
@@ -27,13 +29,15 @@ use crate::sys::clone::{self, Side};
 use crate::sys::mount::{MountAttr, setattr};
 use crate::sys::process as sys;
 use crate::trace::Trace;
-use crate::{Error, Result};
+use crate::{Error, Result, limits};
 
 /// What a birth needs beside the plan.
 #[derive(Debug)]
 pub struct Begin<'a> {
     /// What to do.
     pub plan: Plan,
+    /// What [`Sources`] has opened.
+    pub opened: Option<Vec<(usize, OwnedFd)>>,
     /// The compiled seccomp filter.
     pub filter: Option<&'a Filter>,
     /// The container's cgroup, without its limits yet; only begun where that is enough (see [`makes_own_namespaces`]).
@@ -58,9 +62,11 @@ pub struct Birth {
     channel: Option<Channel>,
     console: Option<OwnedFd>,
     waiting: VecDeque<(&'static str, usize, Hook)>,
-    running: Option<Running>,
+    running: Option<Chore>,
     state: serde_json::Map<String, serde_json::Value>,
     listener: Option<Listener>,
+    /// Its maker has nobody else to look after, and may wait for its end.
+    by_fifo: bool,
     /// The network namespace that the container joins.
     joined_net: Option<OwnedFd>,
     /// The user namespace that it joins, where mounts inside its root are to have that one's ids.
@@ -95,7 +101,7 @@ pub fn makes_own_namespaces(plan: &Plan) -> Option<u64> {
 
 /// Clones the init and lets it begin.
 pub fn begin(begin: Begin<'_>) -> Result<Birth> {
-    let Begin { plan, filter, cgroup, stdio, preserve_fds, gate, state, trace } = begin;
+    let Begin { plan, opened, filter, cgroup, stdio, preserve_fds, gate, state, trace } = begin;
     let ns = &plan.namespaces;
     let mut aim = Aim::default();
     let mut joins = Vec::new();
@@ -121,7 +127,11 @@ pub fn begin(begin: Begin<'_>) -> Result<Birth> {
     let first_flags = if late_user { 0 } else { flags & !unshare.unwrap_or(0) };
     let (channel, child_end) = Channel::pair()?;
     let joined_user = joins.iter().find(|(kind, ..)| *kind == Kind::User as u64).map(|(.., fd)| fd);
-    let sources = sources(&plan, joined_user)?;
+    let opened = match opened {
+        Some(opened) => opened,
+        None => open_here(&plan)?,
+    };
+    let sources = sources(&plan, opened, joined_user)?;
     let late_maps = plan
         .rootfs
         .mounts
@@ -182,7 +192,7 @@ pub fn begin(begin: Begin<'_>) -> Result<Birth> {
     if let Some(filter) = filter {
         log::debug!("seccomp filter flags: {}", filter.flags & !(libc::SECCOMP_FILTER_FLAG_TSYNC as u32));
     }
-    let wait_for_parent = init.wait_for_parent;
+    let (wait_for_parent, by_fifo) = (init.wait_for_parent, init.gate.is_some());
     drop(init);
     let birth = Birth {
         plan,
@@ -193,6 +203,7 @@ pub fn begin(begin: Begin<'_>) -> Result<Birth> {
         running: None,
         state,
         listener: filter.and_then(|f| f.listener.clone()),
+        by_fifo,
         joined_net,
         joined_user,
     };
@@ -234,33 +245,93 @@ fn open_namespace(path: &CStr) -> nix::Result<OwnedFd> {
     nix::fcntl::open(path, OFlag::O_RDONLY | OFlag::O_CLOEXEC | OFlag::O_NONBLOCK, Mode::empty())
 }
 
-/// In a user namespace the child may not reach what root reaches, and may not map ids: such sources are opened here.
-fn sources(plan: &Plan, joined_user: Option<&OwnedFd>) -> Result<Vec<Option<OwnedFd>>> {
+/// In a user namespace the child may not reach what root reaches, and may not map ids: the sources of these mounts are opened
+/// for it. By place in the plan.
+fn sources_of_parent(plan: &Plan) -> Vec<(usize, &CStr, bool)> {
     let all = plan.namespaces.has(Kind::User) && nix::unistd::geteuid().is_root();
-    if !all && plan.rootfs.mounts.iter().all(|mount| mount.idmap.is_none()) {
-        return Ok(Vec::new());
-    }
-    let slave = MountAttr { propagation: libc::MS_SLAVE, ..MountAttr::default() };
-    let mut namespaces = Mappers::new();
     let mut out = Vec::new();
     for (at, mount) in plan.rootfs.mounts.iter().enumerate() {
-        let MountKind::Bind { source, within, recursive } = &mount.kind else {
-            out.push(None);
-            continue;
-        };
-        if within.is_some() || (!all && mount.idmap.is_none()) {
-            out.push(None);
-            continue;
+        if let MountKind::Bind { source, within: None, recursive } = &mount.kind
+            && (all || mount.idmap.is_some())
+        {
+            out.push((at, source.as_c_str(), *recursive));
         }
-        let fd = open_source(source, *recursive).and_then(|fd| {
-            if plan.rootfs.host_propagation.0 == libc::MS_SLAVE {
-                setattr(fd.as_fd(), true, &slave)?;
-            }
-            Ok(fd)
-        });
-        let fd = fd.map_err(|errno| describe::source(at, source, errno))?;
-        map_ids(at, mount, &fd, joined_user, &mut namespaces)?;
-        out.push(Some(fd));
+    }
+    out
+}
+
+/// A detached copy of what is there.
+fn open_detached(source: &CStr, recursive: bool, slave: bool) -> nix::Result<OwnedFd> {
+    let fd = open_source(source, recursive)?;
+    if slave {
+        setattr(fd.as_fd(), true, &MountAttr { propagation: libc::MS_SLAVE, ..MountAttr::default() })?;
+    }
+    Ok(fd)
+}
+
+/// Sources that a child of this process opens, as one of them may lie on a server that hangs.
+#[derive(Debug)]
+pub struct Sources {
+    opening: Opening,
+    wanted: Vec<(usize, CString)>,
+}
+
+impl Sources {
+    /// Has them opened; None where nothing is to be opened, or all is at hand.
+    pub fn open(plan: &Plan) -> Result<Option<Sources>> {
+        let wanted = sources_of_parent(plan);
+        if wanted.iter().all(|(_, source, _)| crate::sys::path::is_at_hand(source)) {
+            return Ok(None);
+        }
+        let slave = plan.rootfs.host_propagation.0 == libc::MS_SLAVE;
+        let names = wanted.iter().map(|(at, source, _)| format!("mounts[{at}].source: open {source:?}")).collect();
+        let open = |(_, source, recursive): &(usize, &CStr, bool)| open_detached(source, *recursive, slave);
+        let opening = opening::begin(&wanted, names, limits::OPEN, open)?;
+        Ok(Some(Sources { opening, wanted: wanted.iter().map(|one| (one.0, one.1.to_owned())).collect() }))
+    }
+
+    /// Readable when `advance` can do something.
+    pub fn fd(&self) -> BorrowedFd<'_> {
+        self.opening.fd()
+    }
+
+    /// When to call `advance` at the latest.
+    pub fn deadline(&self) -> Option<Instant> {
+        self.opening.deadline()
+    }
+
+    /// The sources by place in the plan, when they are all open.
+    pub fn advance(&mut self) -> Result<Option<Vec<(usize, OwnedFd)>>> {
+        let opened = self.opening.poll().map_err(|failed| match failed {
+            Failed::Errno(number, errno) => match self.wanted.get(number) {
+                Some((at, source)) => describe::source(*at, source, errno),
+                None => Error::sys("open sources", errno),
+            },
+            Failed::Error(err) => err,
+        })?;
+        Ok(opened.map(|fds| self.wanted.iter().map(|one| one.0).zip(fds).collect()))
+    }
+}
+
+fn open_here(plan: &Plan) -> Result<Vec<(usize, OwnedFd)>> {
+    let slave = plan.rootfs.host_propagation.0 == libc::MS_SLAVE;
+    let open = |(at, source, recursive): (usize, &CStr, bool)| match open_detached(source, recursive, slave) {
+        Ok(fd) => Ok((at, fd)),
+        Err(errno) => Err(describe::source(at, source, errno)),
+    };
+    sources_of_parent(plan).into_iter().map(open).collect()
+}
+
+/// What the child gets of them, with their ids mapped.
+fn sources(plan: &Plan, opened: Vec<(usize, OwnedFd)>, joined_user: Option<&OwnedFd>) -> Result<Vec<Option<OwnedFd>>> {
+    if opened.is_empty() {
+        return Ok(Vec::new());
+    }
+    let mut namespaces = Mappers::new();
+    let mut out: Vec<Option<OwnedFd>> = plan.rootfs.mounts.iter().map(|_| None).collect();
+    for (at, fd) in opened {
+        map_ids(at, &plan.rootfs.mounts[at], &fd, joined_user, &mut namespaces)?;
+        out[at] = Some(fd);
     }
     Ok(out)
 }
@@ -311,19 +382,19 @@ impl Birth {
 
     /// Readable when `advance` can do something.
     pub fn fd(&self) -> BorrowedFd<'_> {
-        self.running.as_ref().map_or_else(|| self.channel().fd(), Running::fd)
+        self.running.as_ref().map_or_else(|| self.channel().fd(), Pending::fd)
     }
 
     /// When to call `advance` at the latest.
     pub fn deadline(&self) -> Option<Instant> {
-        self.running.as_ref().and_then(Running::deadline)
+        self.running.as_ref().and_then(Pending::deadline)
     }
 
     /// Does what can be done without blocking.
     pub fn advance(&mut self) -> Result<Option<Born>> {
         loop {
             if let Some(running) = &mut self.running {
-                if running.poll()?.is_none() {
+                if running.advance()?.is_none() {
                     return Ok(None);
                 }
                 self.running = None;
@@ -380,7 +451,8 @@ impl Birth {
         self.state.insert("pid".into(), self.pid().into());
         self.state.insert("status".into(), "creating".into());
         let state = serde_json::Value::Object(self.state.clone()).to_string();
-        self.running = Some(hooks::start(kind, at, &hook, state.as_bytes(), None)?);
+        let patience = if self.by_fifo { limits::NONE } else { limits::HOOK };
+        self.running = Some(hooks::start_apart(kind, at, &hook, state.as_bytes(), patience)?);
         Ok(())
     }
 
@@ -436,12 +508,24 @@ impl Birth {
 
     /// Kills the init of a birth that has failed; the caller waits for its end. None when it has been reaped already.
     pub(crate) fn give_up(&mut self) -> Option<Process> {
-        self.running = None;
+        self.stop_hook();
         let process = self.process.take()?;
         match process.kill(libc::SIGKILL) {
             Ok(()) => Some(process),
             Err(_) => process.try_wait().ok()?.is_none().then_some(process),
         }
+    }
+
+    fn stop_hook(&mut self) {
+        if let Some(running) = self.running.take() {
+            running.stop();
+        }
+    }
+
+    /// The error of one that takes too long.
+    pub(crate) fn late(&self) -> Error {
+        let place = super::hang::describe(self.pid()).map_or(String::new(), |place| format!(", {place}"));
+        Error::new(crate::Kind::Timeout, format!("init process: not at its gate in time{place}"))
     }
 
     fn lost(&self) -> Error {
@@ -458,9 +542,9 @@ impl Birth {
 
 impl Drop for Birth {
     fn drop(&mut self) {
-        self.running = None;
+        self.stop_hook();
         if let Some(process) = self.process.take() {
-            process.discard();
+            if self.by_fifo { process.discard() } else { process.abandon() }
         }
     }
 }

@@ -3,12 +3,14 @@
 pub mod chore;
 pub mod describe;
 pub mod exec;
+pub mod hang;
 mod hints;
 mod id_maps;
 pub mod idmap;
 pub mod init;
 pub mod listener;
 pub mod net_devices;
+pub mod opening;
 pub mod pod;
 pub mod seccomp;
 
@@ -43,6 +45,26 @@ pub trait Pending {
     /// Does what can be done without blocking; `None` when it has to wait again. After an error everything it had
     /// made is taken back.
     fn advance(&mut self) -> Result<Option<Self::Output>>;
+}
+
+impl<P: Pending> Pending for &mut P {
+    type Output = P::Output;
+
+    fn fd(&self) -> BorrowedFd<'_> {
+        (**self).fd()
+    }
+
+    fn until_closed(&self) -> bool {
+        (**self).until_closed()
+    }
+
+    fn deadline(&self) -> Option<Instant> {
+        (**self).deadline()
+    }
+
+    fn advance(&mut self) -> Result<Option<P::Output>> {
+        (**self).advance()
+    }
 }
 
 /// Drives a [`Pending`] to its end with poll(2). For synchronous callers.
@@ -128,6 +150,13 @@ impl Process {
             Err(Errno::ESRCH) => Err(Error::new(Kind::NotFound, PROCESS_ALREADY_FINISHED)),
             Err(errno) => Err(Error::sys(format!("send signal {signal} to process {}", self.pid), errno)),
         }
+    }
+
+    /// Kills it and waits for nothing: in the middle of a system call that hangs it dies after that. Who has many children
+    /// reaps what nobody waits for; others end soon.
+    pub fn abandon(&self) {
+        let _ = pidfd_kill(self.pidfd.as_fd(), libc::SIGKILL);
+        let _ = self.try_wait();
     }
 
     /// Kills and reaps it: a birth that failed.

@@ -2,21 +2,23 @@
 //! program, has an empty root and no rights, and little memory.
 
 use std::ffi::{CStr, CString};
-use std::os::fd::{AsFd, AsRawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::time::Instant;
 
 use nix::errno::Errno;
 use nix::fcntl::OFlag;
 use nix::mount::{MsFlags, mount};
 use nix::sys::stat::Mode;
 
-use super::{Channel, Message, Process, adopted, wait_readable};
+use super::chore::Term;
+use super::{Channel, Message, Pending, Process, adopted};
 use crate::child::report::{At, Failure, Record, Report, Step};
 use crate::sys::clone::{self, Side, owner, setns};
 use crate::sys::mount::{attach, attr, new_mount, pivot_root};
 use crate::sys::path::open_dir;
 use crate::sys::pause::{self, Layout};
 use crate::sys::process::{self as sys, CapSets};
-use crate::{Error, Kind, Result};
+use crate::{Error, Kind, Result, limits};
 
 /// The name of the process.
 const NAME: &CStr = c"skiff-pod";
@@ -43,12 +45,24 @@ pub(super) fn layout() -> Result<Layout> {
     Layout::read().map_err(|e| Error::io("find the memory of a pause process", &e))
 }
 
-/// Starts the process. It ends with its parent.
-pub fn hold(pod: &Pod<'_>) -> Result<Process> {
-    held(pod).map_err(|err| err.context("sandbox: hold its namespaces"))
+/// A pod's process that is on its way. Dropped before its end, it is killed.
+#[derive(Debug)]
+pub struct Holding {
+    channel: Channel,
+    process: Option<Process>,
+    term: Term,
+    /// The names that errors tell: network namespace, host name, sysctls.
+    names: (CString, String, Vec<String>),
 }
 
-fn held(pod: &Pod<'_>) -> Result<Process> {
+/// Starts the process. It ends with its parent.
+pub fn hold(pod: &Pod<'_>) -> Result<Holding> {
+    held(pod).map_err(|err| err.context(WHAT))
+}
+
+const WHAT: &str = "sandbox: hold its namespaces";
+
+fn held(pod: &Pod<'_>) -> Result<Holding> {
     let sysctls = pod.sysctls.iter().map(|(name, value, optional)| Ok((sysctl_path(name)?, *value, *optional)));
     let sysctls = sysctls.collect::<Result<Vec<_>>>()?;
     // Without a namespace of its own it would change the host's.
@@ -59,54 +73,80 @@ fn held(pod: &Pod<'_>) -> Result<Process> {
         ));
     }
     let layout = layout()?;
-    let (mut channel, end) = Channel::pair()?;
+    let (channel, end) = Channel::pair()?;
     // Its root is its own, too: who may look into it from a container must not find the host's there.
     let flags = pod.namespaces | libc::CLONE_NEWNS as u64;
     let first = if pod.in_user_namespace { 0 } else { flags };
-    let mut process = match clone::clone3(first, None).map_err(|errno| Error::sys("clone", errno))? {
+    let process = match clone::clone3(first, None).map_err(|errno| Error::sys("clone", errno))? {
         Side::Child => run(pod, flags, &sysctls, &layout, &Report::new(end)),
         Side::Parent(pid, pidfd) => Process { pid, pidfd },
     };
-    drop(end);
-    match ready(pod, &mut channel, &mut process) {
-        Ok(()) => Ok(process),
-        Err(err) => {
-            process.discard();
-            Err(err)
-        }
-    }
+    let netns = pod.netns.unwrap_or_default().to_owned();
+    let names = pod.sysctls.iter().map(|one| one.0.to_string()).collect();
+    Ok(Holding {
+        channel,
+        process: Some(process),
+        term: Term::new(WHAT, limits::POD),
+        names: (netns, pod.hostname.unwrap_or_default().to_string(), names),
+    })
 }
 
-/// Waits until it holds what it is to hold.
-fn ready(pod: &Pod<'_>, channel: &mut Channel, process: &mut Process) -> Result<()> {
-    let lost = || Error::new(Kind::System, "the process has ended");
-    loop {
-        match channel.receive()? {
-            Message::Later => wait_readable(channel.fd(), None)?,
-            Message::Record(Record::Born, Some(pidfd)) => {
-                // Cloned to this same parent; who did it exits.
-                let real = adopted(pidfd)?.ok_or_else(lost)?;
-                std::mem::replace(process, real).wait()?;
+impl Pending for Holding {
+    type Output = Process;
+
+    fn fd(&self) -> BorrowedFd<'_> {
+        self.channel.fd()
+    }
+
+    fn deadline(&self) -> Option<Instant> {
+        Some(self.term.deadline())
+    }
+
+    fn advance(&mut self) -> Result<Option<Process>> {
+        let lost = || Error::new(Kind::System, "the process has ended").context(WHAT);
+        loop {
+            match self.channel.receive()? {
+                Message::Later => {
+                    return self.process.as_ref().map_or(Ok(()), |process| self.term.check(process)).map(|()| None);
+                }
+                Message::Record(Record::Born, Some(pidfd)) => {
+                    // Cloned to this same parent; who did it exits.
+                    let real = adopted(pidfd)?.ok_or_else(lost)?;
+                    if let Some(first) = self.process.replace(real) {
+                        first.abandon();
+                    }
+                }
+                Message::Record(Record::Failed(failure), _) => return Err(self.describe(&failure).context(WHAT)),
+                Message::Record(..) => {}
+                Message::Executed => return self.process.take().map(Some).ok_or_else(lost),
+                Message::Lost => return Err(lost()),
             }
-            Message::Record(Record::Failed(failure), _) => return Err(describe(pod, &failure)),
-            Message::Record(..) => {}
-            Message::Executed => return Ok(()),
-            Message::Lost => return Err(lost()),
         }
     }
 }
 
-fn describe(pod: &Pod<'_>, failure: &Failure) -> Error {
-    let text = match failure.step {
-        Step::Join => format!("join network namespace {:?}", pod.netns.unwrap_or_default()),
-        Step::NamespaceRoot => "become root of the user namespace".into(),
-        Step::Namespaces => "make namespaces".into(),
-        Step::Hostname => format!("hostname: set {:?}", pod.hostname.unwrap_or_default()),
-        Step::Sysctl => format!("sysctls: set {:?}", pod.sysctls.get(failure.item as usize).map_or("", |one| one.0)),
-        Step::PivotRoot => "enter an empty root".into(),
-        step => format!("{step:?}"),
-    };
-    Error::sys(text, Errno::from_raw(failure.errno))
+impl Drop for Holding {
+    fn drop(&mut self) {
+        if let Some(process) = self.process.take() {
+            process.abandon();
+        }
+    }
+}
+
+impl Holding {
+    fn describe(&self, failure: &Failure) -> Error {
+        let (netns, hostname, sysctls) = &self.names;
+        let text = match failure.step {
+            Step::Join => format!("join network namespace {netns:?}"),
+            Step::NamespaceRoot => "become root of the user namespace".into(),
+            Step::Namespaces => "make namespaces".into(),
+            Step::Hostname => format!("hostname: set {hostname:?}"),
+            Step::Sysctl => format!("sysctls: set {:?}", sysctls.get(failure.item as usize).map_or("", String::as_str)),
+            Step::PivotRoot => "enter an empty root".into(),
+            step => format!("{step:?}"),
+        };
+        Error::sys(text, Errno::from_raw(failure.errno))
+    }
 }
 
 type Sysctl<'a> = (CString, &'a str, bool);

@@ -207,16 +207,25 @@ const RESOLVE_CACHED: u64 = 0x20;
 /// True when `path` can be looked up from memory alone, and what is there lies on a block device: whoever uses it waits
 /// for no server and no program of this machine. Asking waits for nobody either.
 pub fn is_at_hand(path: &CStr) -> bool {
+    device_at_hand(path).is_some_and(|device| device.0 != 0)
+}
+
+/// The same for what may be in memory, too: on the file system of /run.
+pub fn is_at_hand_or_in_run(path: &CStr) -> bool {
+    device_at_hand(path).is_some_and(|device| device.0 != 0 || Some(device) == device_at_hand(c"/run"))
+}
+
+fn device_at_hand(path: &CStr) -> Option<(u32, u32)> {
     let cached = ResolveFlag::from_bits_retain(RESOLVE_CACHED);
     let how = OpenHow::new().flags(OFlag::O_PATH | OFlag::O_CLOEXEC).resolve(cached);
-    let Ok(fd) = openat2(nix::fcntl::AT_FDCWD, path, how) else { return false };
+    let fd = openat2(nix::fcntl::AT_FDCWD, path, how).ok()?;
     // SAFETY: statx is plain data for which all zeroes is a valid value, and outlives the call.
     let mut buf: libc::statx = unsafe { std::mem::zeroed() };
     let flags = libc::AT_EMPTY_PATH | libc::AT_STATX_DONT_SYNC;
     // With an empty mask, a file system of a server or a program is not asked (statx(2)); the device is always told.
     // SAFETY: the path is a static empty string, `buf` a valid statx.
     let ret = unsafe { libc::statx(fd.as_raw_fd(), c"".as_ptr(), flags, 0, &raw mut buf) };
-    ret == 0 && buf.stx_dev_major != 0
+    (ret == 0).then_some((buf.stx_dev_major, buf.stx_dev_minor))
 }
 
 /// f_type of the file system that an fd is on (PROC_SUPER_MAGIC, ...).
