@@ -26,6 +26,8 @@ pub struct Rest {
     pub init: Option<(Rc<Process>, Home)>,
     /// What the library could not take back.
     pub left: Option<Leftover>,
+    /// Mounts the rootfs, has been killed, and may still mount something when it goes on.
+    pub mounting: Option<Chore>,
     /// The bundle whose rootfs has been mounted.
     pub mounted: Option<PathBuf>,
 }
@@ -50,6 +52,12 @@ impl Rest {
             tried.take();
             ended(left.fd()).await;
             until_done(id, &mut tried, || left.undo()).await;
+        }
+        if let Some(chore) = self.mounting {
+            if !skiff::launch::has_exited(chore.end()) {
+                tried.take();
+            }
+            ended(chore.end()).await;
         }
         if let Some(bundle) = self.mounted {
             until_done(id, &mut tried, || rootfs::take_down(&bundle)).await;

@@ -96,6 +96,8 @@ impl Logger {
             return ready;
         }
         let place = hang::describe(self.process.pid).map_or(String::new(), |place| format!(", {place}"));
+        // It has nothing to write yet.
+        let _ = self.process.kill(libc::SIGKILL);
         let text = format!("stdout: {:?} is not ready within {} s{place}", self.uri, limit.as_secs());
         Err(Error::new(Kind::Timeout, text))
     }

@@ -91,18 +91,19 @@ fn id_map(option: &str, map: &str) -> Result<String> {
     Ok(out)
 }
 
-/// Mounts in order on `bundle/rootfs`. After an error the caller takes down what is mounted already.
+/// Mounts in order on `bundle/rootfs`. After an error the caller takes down what is mounted already, and not before the end
+/// of `mounting`.
 ///
 /// A child does it where it might wait for a server or a program (FUSE, network file systems, types that mount what is
 /// not a directory). Directories on block devices that the kernel has in memory already are mounted here: that takes a
 /// tenth of the time that a child takes.
-pub async fn set_up(bundle: &Path, mounts: &[Mount]) -> Result<()> {
+pub async fn set_up(bundle: &Path, mounts: &[Mount], mounting: &mut Option<Chore>) -> Result<()> {
     if mounts.iter().all(is_quick) {
-        mount_all(bundle, mounts)
-    } else {
-        let what = format!("mount {:?}", bundle.join("rootfs").display().to_string());
-        settle(chore::start(what, limits::MOUNT, || mount_all(bundle, mounts))?).await
+        return mount_all(bundle, mounts);
     }
+    let what = format!("mount {:?}", bundle.join("rootfs").display().to_string());
+    let chore = mounting.insert(chore::start(what, limits::MOUNT, || mount_all(bundle, mounts))?);
+    settle(chore).await
 }
 
 fn is_quick(one: &Mount) -> bool {

@@ -248,7 +248,7 @@ impl Shim {
         let mut rest = Rest { mounted: mounted.then(|| bundle.clone()), ..Rest::default() };
         let made = async {
             if mounted {
-                rootfs::set_up(&bundle, &request.rootfs).await?;
+                rootfs::set_up(&bundle, &request.rootfs, &mut rest.mounting).await?;
             }
             let root = options.root.clone().unwrap_or_else(|| DEFAULT_ROOT.into()).join(&self.namespace);
             let create = Create {

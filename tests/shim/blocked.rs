@@ -16,7 +16,7 @@ use crate::daemon::{Container, Daemon, context, is_skiff, refused};
 use crate::wedge::{Gate, Wedge};
 
 /// Everything about a container that runs is answered, and ends with it.
-fn is_served(other: &Container) {
+pub fn is_served(other: &Container) {
     assert_eq!(other.status(""), Status::RUNNING);
     let id = || other.id.clone();
     let connected = other.client.connect(context(), &ConnectRequest { id: id(), ..Default::default() }).unwrap();
@@ -32,7 +32,7 @@ fn is_served(other: &Container) {
     assert_eq!(other.delete("").unwrap(), 137);
 }
 
-fn running(daemon: &Daemon) -> Container {
+pub fn running(daemon: &Daemon) -> Container {
     let other = daemon.member(&["sleep", "1000"]);
     other.create().unwrap();
     other.begin("").unwrap();
@@ -40,7 +40,7 @@ fn running(daemon: &Daemon) -> Container {
 }
 
 /// While `call` hangs, as `hangs` waits for, another container of the shim is served. `release` lets the call go on.
-fn nobody_else_waits<T: Send>(
+pub fn nobody_else_waits<T: Send>(
     daemon: &Daemon,
     call: impl FnOnce() -> T + Send,
     hangs: impl FnOnce(),
@@ -67,7 +67,7 @@ fn nobody_else_waits<T: Send>(
     })
 }
 
-fn bind(source: &Path, target: &str) -> Mount {
+pub fn bind(source: &Path, target: &str) -> Mount {
     Mount {
         type_: "bind".into(),
         source: source.display().to_string(),
@@ -77,13 +77,13 @@ fn bind(source: &Path, target: &str) -> Mount {
     }
 }
 
-fn create(container: &Container, rootfs: Vec<Mount>) -> ttrpc::Result<u32> {
+pub fn create(container: &Container, rootfs: Vec<Mount>) -> ttrpc::Result<u32> {
     let request = CreateTaskRequest { rootfs, ..container.create_request() };
     container.client.create(context(), &request).map(|answer| answer.pid)
 }
 
 /// A rootfs below another directory than the bundle's, so that it can be mounted there.
-fn image(bundle: &Bundle) -> std::path::PathBuf {
+pub fn image(bundle: &Bundle) -> std::path::PathBuf {
     let image = bundle.path().join("image");
     std::fs::rename(bundle.rootfs(), &image).unwrap();
     std::fs::create_dir(bundle.rootfs()).unwrap();

@@ -6,6 +6,7 @@ mod bootstrap;
 mod calls;
 mod crash;
 mod daemon;
+mod deadlines;
 mod endurance;
 mod log;
 mod protocol;

@@ -6,6 +6,7 @@ use std::os::fd::{AsFd, AsRawFd};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use nix::fcntl::{Flock, FlockArg};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
@@ -14,6 +15,14 @@ pub struct Wedge {
     dir: tempfile::TempDir,
     server: File,
     disk: Option<String>,
+    _alone: Flock<File>,
+}
+
+/// Two that hang at once fool each other: who lets one go may wait for the other. One at a time, of all tests.
+fn alone() -> Flock<File> {
+    let path = std::env::temp_dir().join("skiff-wedge.lock");
+    let file = File::options().create(true).append(true).open(path).expect("a lock file");
+    Flock::lock(file, FlockArg::LockExclusive).map_err(|(_, errno)| errno).expect("a lock")
 }
 
 /// struct fuse_in_header of linux/fuse.h: length, opcode, number of the request, ...
@@ -24,20 +33,21 @@ const DESTROY: u32 = 38;
 impl Wedge {
     /// Whoever looks something up in it hangs.
     pub fn new() -> Wedge {
-        Wedge::with(None)
+        Wedge::with(None, alone())
     }
 
     /// Its last user hangs when it is unmounted, too: one on a block device is told of its end, and has to answer.
     pub fn on_a_disk() -> Wedge {
+        let alone = alone();
         let dir = tempfile::tempdir().expect("a temporary directory");
         let image = dir.path().join("image");
         File::create(&image).and_then(|file| file.set_len(1 << 20)).expect("an image");
         let output = Command::new("losetup").args(["--find", "--show"]).arg(&image).output().expect("losetup");
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-        Wedge::with(Some(String::from_utf8_lossy(&output.stdout).trim().to_string()))
+        Wedge::with(Some(String::from_utf8_lossy(&output.stdout).trim().to_string()), alone)
     }
 
-    fn with(disk: Option<String>) -> Wedge {
+    fn with(disk: Option<String>, alone: Flock<File>) -> Wedge {
         let dir = tempfile::Builder::new().prefix("wedge-").tempdir().expect("a temporary directory");
         let server = File::options().read(true).write(true).open("/dev/fuse").expect("FUSE");
         let options = format!("fd={},rootmode=40000,user_id=0,group_id=0", server.as_raw_fd());
@@ -46,7 +56,7 @@ impl Wedge {
             None => ("wedge", "fuse"),
         };
         mount(Some(source), dir.path(), Some(kind), MsFlags::empty(), Some(options.as_str())).expect("mount");
-        let mut wedge = Wedge { dir, server, disk };
+        let mut wedge = Wedge { dir, server, disk, _alone: alone };
         let (opcode, unique) = wedge.read();
         assert_eq!(opcode, INIT);
         // struct fuse_init_out: version 7.31, and of everything the least.
