@@ -328,3 +328,40 @@ fn a_restore() {
     daemon.delete("").unwrap();
     daemon.end();
 }
+
+/// Nobody waits for an agent that takes no connections.
+#[test]
+fn a_seccomp_agent() {
+    use nix::sys::socket::{AddressFamily, Backlog, SockFlag, SockType, UnixAddr, bind, connect, listen, socket};
+    use std::os::fd::AsRawFd;
+    if !is_skiff() {
+        return;
+    }
+    let mut bundle = sleeper();
+    let path = bundle.path().join("agent");
+    let address = UnixAddr::new(&path).unwrap();
+    let new = || socket(AddressFamily::Unix, SockType::Stream, SockFlag::SOCK_NONBLOCK, None).unwrap();
+    let agent = new();
+    bind(agent.as_raw_fd(), &address).unwrap();
+    listen(&agent, Backlog::new(1).unwrap()).unwrap();
+    let mut waiting = Vec::new();
+    loop {
+        let client = new();
+        if connect(client.as_raw_fd(), &address).is_err() {
+            break;
+        }
+        waiting.push(client);
+    }
+    bundle.spec["linux"]["seccomp"] = serde_json::json!({
+        "defaultAction": "SCMP_ACT_ALLOW",
+        "listenerPath": path,
+        "syscalls": [{"names": ["mkdirat"], "action": "SCMP_ACT_NOTIFY"}],
+    });
+    let daemon = Daemon::with(bundle);
+    let answer = daemon.create().and_then(|_| daemon.begin(""));
+    let text = format!("{:?}", answer.unwrap_err());
+    assert!(text.contains("failed to connect with seccomp agent") && text.contains("EAGAIN"), "{text}");
+    others_live(&daemon);
+    let _ = daemon.delete("");
+    daemon.end();
+}
