@@ -278,7 +278,7 @@ fn hooks_without_a_timeout() {
     if !is_skiff() {
         return;
     }
-    for kind in ["createRuntime", "poststart"] {
+    for kind in ["createRuntime", "poststart", "poststop"] {
         let mut bundle = sleeper();
         let gate = Gate::new(bundle.path());
         // A child of the hook is killed with it.
@@ -286,7 +286,14 @@ fn hooks_without_a_timeout() {
         bundle.spec["hooks"] = serde_json::json!({kind: [{"path": "/bin/sh", "args": ["sh", "-c", script]}]});
         let daemon = impatient(bundle);
         let error = format!("{kind} hook #0: no answer within 3 s");
-        if kind == "createRuntime" {
+        if kind == "poststop" {
+            daemon.create().unwrap();
+            daemon.begin("").unwrap();
+            daemon.kill("", 9, false).unwrap();
+            assert_eq!(daemon.wait("").unwrap(), 137);
+            given_up(daemon.delete(""), &["remove container ", "no answer within 3 s", "hangs in "]);
+            assert_eq!(daemon.delete("").unwrap(), 137, "what is left is removed");
+        } else if kind == "createRuntime" {
             let answer = daemon.create();
             let text = format!("{:?}", answer.unwrap_err());
             assert!(text.contains(&error) || text.contains("not at its gate in time"), "{text}");
