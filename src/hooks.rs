@@ -24,7 +24,7 @@ const MAX_OUTPUT: u64 = 16 << 10;
 pub struct Running {
     child: Child,
     pidfd: OwnedFd,
-    deadline: Option<(Instant, i64)>,
+    deadline: Option<(Instant, u64)>,
     stdout: File,
     stderr: File,
     what: String,
@@ -63,8 +63,7 @@ pub fn start(kind: &str, at: usize, hook: &Hook, state: &[u8], env: Option<&CStr
             return Err(Error::sys(format!("{what}: pidfd_open"), errno));
         }
     };
-    let deadline =
-        hook.timeout().map(|seconds| (Instant::now() + Duration::from_secs(seconds.unsigned_abs()), seconds));
+    let deadline = timeout(hook).map(|timeout| (Instant::now() + timeout, timeout.as_secs()));
     Ok(Running { child, pidfd, deadline, stdout, stderr, what })
 }
 
@@ -72,18 +71,19 @@ pub fn start(kind: &str, at: usize, hook: &Hook, state: &[u8], env: Option<&CStr
 /// timeout has `patience`.
 pub fn start_apart(kind: &str, at: usize, hook: &Hook, state: &[u8], patience: Duration) -> Result<Chore> {
     // Its own timeout is up to the child, which has a better error for it.
-    let limit = hook.timeout().map_or(patience, |seconds| Duration::from_secs(seconds.unsigned_abs()) + limits::DEATH);
+    let limit = timeout(hook).map_or(patience, |timeout| timeout + limits::DEATH);
     let what = format!("error running {kind} hook #{at}");
     chore::start(what, limit, || start(kind, at, hook, state, None)?.finish())
 }
 
 /// How long these may take together: one that names no timeout has [`limits::HOOK`].
 pub fn time(hooks: Option<&[Hook]>) -> Duration {
-    let one = |hook: &Hook| match hook.timeout() {
-        Some(seconds) => Duration::from_secs(seconds.unsigned_abs()),
-        None => limits::within(limits::HOOK),
-    };
+    let one = |hook| timeout(hook).unwrap_or_else(|| limits::within(limits::HOOK));
     hooks.unwrap_or_default().iter().map(one).sum()
+}
+
+fn timeout(hook: &Hook) -> Option<Duration> {
+    hook.timeout().map(|seconds| Duration::from_secs(seconds.unsigned_abs()).min(limits::NONE))
 }
 
 fn memfd() -> std::io::Result<File> {

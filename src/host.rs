@@ -53,11 +53,11 @@ impl Cgroups {
     }
 }
 
-/// Reads a file of /proc, whose size is not known beforehand, in few reads.
+/// Reads a file of /proc, whose size is not known beforehand, in few reads. A name in it may be no UTF-8.
 fn read_proc(path: &str) -> std::io::Result<String> {
-    let mut text = String::with_capacity(16 << 10);
-    std::fs::File::open(path)?.read_to_string(&mut text)?;
-    Ok(text)
+    let mut bytes = Vec::with_capacity(16 << 10);
+    std::fs::File::open(path)?.read_to_end(&mut bytes)?;
+    Ok(String::from_utf8(bytes).unwrap_or_else(|err| String::from_utf8_lossy(err.as_bytes()).into_owned()))
 }
 
 /// Where systemd and others mount cgroups (cgroups(7)).

@@ -230,9 +230,10 @@ fn name_output(field: &str, uri: &str) -> Result<Named> {
     }
 }
 
-/// Nobody has to be waited for to open it.
+/// Nobody has to be waited for to open it. Pipes to streams of containerd have names that mean nothing to a child.
 fn at_hand(path: &str) -> bool {
-    std::ffi::CString::new(path).is_ok_and(|path| skiff::sys::path::is_at_hand_or_in_run(&path))
+    path.starts_with("/proc/self/fd/")
+        || std::ffi::CString::new(path).is_ok_and(|path| skiff::sys::path::is_at_hand_or_in_run(&path))
 }
 
 /// Waits until `fd` is readable, or the time is over.

@@ -464,6 +464,9 @@ fn new_state(id: &str, bundle: &Path, spec: &Spec, plan: &Plan, filter: Option<s
     }
 }
 
+/// What is left of a create that failed at its end: an init is among it.
+type Unfinished = (Box<Made>, Process, Error);
+
 impl Underway {
     fn stage(&mut self, pid: i32) -> Result<()> {
         self.state.has_init(pid)?;
@@ -471,16 +474,16 @@ impl Underway {
         self.made.dir.stage(&self.state)
     }
 
-    fn finish(mut self, born: init::Born) -> Result<Created> {
+    /// After an error the process is still to be killed.
+    fn finish(mut self, born: init::Born) -> std::result::Result<Created, Box<Unfinished>> {
         self.trace.iter().for_each(|trace| trace.mark(Track::Parent, "save the state"));
         let pid = born.process.pid;
         let staged = if self.staged == pid { Ok(()) } else { self.stage(pid) };
-        if let Err(err) = staged.and_then(|()| self.made.dir.commit()) {
-            let _ = born.process.kill(libc::SIGKILL);
-            let _ = born.process.wait();
-            return Err(err);
-        }
-        let pidfd = born.process.pidfd.try_clone().map_err(|e| Error::io("hold the init process", &e))?;
+        let hold = || born.process.pidfd.try_clone().map_err(|e| Error::io("hold the init process", &e));
+        let pidfd = match staged.and_then(|()| self.made.dir.commit()).and_then(|()| hold()) {
+            Ok(pidfd) => pidfd,
+            Err(err) => return Err(Box::new((self.made, born.process, err))),
+        };
         self.made.keep = true;
         self.trace.iter().for_each(|trace| trace.end(Track::Parent));
         let cgroup = self.made.cgroup.take().expect("a create has a cgroup");
@@ -639,10 +642,31 @@ impl Pending for Creating {
 }
 
 impl Creating {
+    /// Kills the init, and waits for its end.
+    fn die(&mut self, made: Box<Made>, process: Process, err: Error) -> Option<Created> {
+        let _ = process.kill(libc::SIGKILL);
+        self.0 = Some(Stage::Dying(made, process, err, limits::from_now(limits::DEATH)));
+        None
+    }
+
     fn advance_birth(&mut self, mut underway: Box<Underway>) -> Result<Option<Created>> {
         let late = underway.deadline.is_some_and(|deadline| Instant::now() >= deadline);
         let err = match underway.birth.advance() {
-            Ok(Some(born)) => return underway.finish(born).map(Some),
+            Ok(Some(born)) => {
+                let waits = underway.gate == Gate::Socket;
+                return match underway.finish(born) {
+                    Ok(created) => Ok(Some(created)),
+                    Err(unfinished) => {
+                        let (made, process, err) = *unfinished;
+                        if waits {
+                            return Ok(self.die(made, process, err));
+                        }
+                        process.discard();
+                        drop(made);
+                        Err(err)
+                    }
+                };
+            }
             Ok(None) if late => underway.birth.late(),
             Ok(None) => {
                 self.0 = Some(Stage::Birth(underway));
@@ -655,11 +679,7 @@ impl Creating {
             return Err(err);
         }
         match underway.birth.give_up() {
-            Some(process) => {
-                let deadline = limits::from_now(limits::DEATH);
-                self.0 = Some(Stage::Dying(underway.made, process, err, deadline));
-                Ok(None)
-            }
+            Some(process) => Ok(self.die(underway.made, process, err)),
             None => self.go_on(Creating::undone(underway.made, err)?),
         }
     }

@@ -469,7 +469,11 @@ impl Birth {
     fn adopt(&mut self, pidfd: OwnedFd) -> Result<()> {
         let real = adopted(pidfd)?.ok_or_else(|| self.lost())?;
         let first = self.process.replace(real);
-        first.map_or(Ok(()), |first| first.wait().map(drop))?;
+        match first {
+            Some(first) if self.by_fifo => drop(first.wait()?),
+            Some(first) => first.abandon(),
+            None => {}
+        }
         self.move_net_devices()
     }
 

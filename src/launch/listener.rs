@@ -1,14 +1,24 @@
 //! Hands the notification descriptor of a seccomp filter to the agent that listens at `linux.seccomp.listenerPath`.
 
 use std::io::IoSlice;
-use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
-use std::os::unix::net::UnixStream;
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::path::Path;
 
-use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg};
+use nix::sys::socket::{
+    AddressFamily, ControlMessage, MsgFlags, SockFlag, SockType, UnixAddr, connect, sendmsg, socket,
+};
 
 use crate::plan::seccomp::Listener;
 use crate::sys::clone::pidfd_getfd;
 use crate::{Error, Result};
+
+/// An agent that has stopped taking connections is no reason to wait: EAGAIN.
+fn connect_at_once(path: &Path) -> nix::Result<OwnedFd> {
+    let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+    let socket = socket(AddressFamily::Unix, SockType::Stream, flags, None)?;
+    connect(socket.as_raw_fd(), &UnixAddr::new(path)?)?;
+    Ok(socket)
+}
 
 /// Takes descriptor `number` of the process and sends it, with the container process state (runtime spec,
 /// config-linux.md, "The Container Process State") on the first message.
@@ -21,8 +31,8 @@ pub fn hand_over(
 ) -> Result<()> {
     let name = listener.path.display().to_string();
     let fd = pidfd_getfd(process, number).map_err(|errno| Error::sys("linux.seccomp: take the listener", errno))?;
-    let stream = UnixStream::connect(&listener.path).map_err(|e| {
-        Error::io(format!("linux.seccomp.listenerPath: failed to connect with seccomp agent {name:?}"), &e)
+    let stream = connect_at_once(&listener.path).map_err(|errno| {
+        Error::sys(format!("linux.seccomp.listenerPath: failed to connect with seccomp agent {name:?}"), errno)
     })?;
     let message = serde_json::json!({
         "ociVersion": crate::container::OCI_VERSION,

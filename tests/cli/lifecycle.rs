@@ -62,6 +62,31 @@ fn run_gives_output_and_exit_status() {
     case.end();
 }
 
+/// A process may call itself anything, also what is no UTF-8: it lives all the same.
+#[test]
+fn a_name_that_is_no_text_is_not_the_end_of_a_container() {
+    let name = r"printf '\377) Z \376' > /proc/1/comm; echo named; while :; do read -t 1000 x < /gate; done";
+    let case = Case::sh(name);
+    let made = std::process::Command::new("mkfifo").arg(case.bundle.rootfs().join("gate")).status().unwrap();
+    assert!(made.success());
+    case.detached(&["run", "-d", &case.id]).ok();
+    let out = case.bundle.path().join("out");
+    eventually("it has the name", || std::fs::read_to_string(&out).unwrap() == "named\n");
+    let comm = std::fs::read(format!("/proc/{}/comm", case.state()["pid"])).unwrap();
+    assert_eq!(comm, b"\xff) Z \xfe\n");
+    assert_eq!(case.status(), "running");
+    let list = case.cmd(&["list"]).ok().out;
+    assert!(list.lines().any(|line| line.starts_with(&case.id) && line.contains("running")), "{list}");
+    case.cmd(&["ps", &case.id]).ok();
+    let err = case.cmd(&["delete", &case.id]).failed().err;
+    assert!(err.contains("not stopped") || err.contains("running"), "{err}");
+    assert_eq!(case.status(), "running");
+    case.cmd(&["kill", &case.id, "KILL"]).ok();
+    eventually("the container stops", || case.status() == "stopped");
+    case.cmd(&["delete", &case.id]).ok();
+    case.end();
+}
+
 #[test]
 fn run_takes_stdin() {
     let case = Case::new(&["cat"]);

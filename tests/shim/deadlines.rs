@@ -278,7 +278,7 @@ fn hooks_without_a_timeout() {
     if !is_skiff() {
         return;
     }
-    for kind in ["createRuntime", "poststart"] {
+    for kind in ["createRuntime", "poststart", "poststop"] {
         let mut bundle = sleeper();
         let gate = Gate::new(bundle.path());
         // A child of the hook is killed with it.
@@ -286,7 +286,14 @@ fn hooks_without_a_timeout() {
         bundle.spec["hooks"] = serde_json::json!({kind: [{"path": "/bin/sh", "args": ["sh", "-c", script]}]});
         let daemon = impatient(bundle);
         let error = format!("{kind} hook #0: no answer within 3 s");
-        if kind == "createRuntime" {
+        if kind == "poststop" {
+            daemon.create().unwrap();
+            daemon.begin("").unwrap();
+            daemon.kill("", 9, false).unwrap();
+            assert_eq!(daemon.wait("").unwrap(), 137);
+            given_up(daemon.delete(""), &["remove container ", "no answer within 3 s", "hangs in "]);
+            assert_eq!(daemon.delete("").unwrap(), 137, "what is left is removed");
+        } else if kind == "createRuntime" {
             let answer = daemon.create();
             let text = format!("{:?}", answer.unwrap_err());
             assert!(text.contains(&error) || text.contains("not at its gate in time"), "{text}");
@@ -326,5 +333,42 @@ fn a_restore() {
     given_up(daemon.begin(""), &["restore: criu has not done it in time, hangs in "]);
     others_live(&daemon);
     daemon.delete("").unwrap();
+    daemon.end();
+}
+
+/// Nobody waits for an agent that takes no connections.
+#[test]
+fn a_seccomp_agent() {
+    use nix::sys::socket::{AddressFamily, Backlog, SockFlag, SockType, UnixAddr, bind, connect, listen, socket};
+    use std::os::fd::AsRawFd;
+    if !is_skiff() {
+        return;
+    }
+    let mut bundle = sleeper();
+    let path = bundle.path().join("agent");
+    let address = UnixAddr::new(&path).unwrap();
+    let new = || socket(AddressFamily::Unix, SockType::Stream, SockFlag::SOCK_NONBLOCK, None).unwrap();
+    let agent = new();
+    bind(agent.as_raw_fd(), &address).unwrap();
+    listen(&agent, Backlog::new(1).unwrap()).unwrap();
+    let mut waiting = Vec::new();
+    loop {
+        let client = new();
+        if connect(client.as_raw_fd(), &address).is_err() {
+            break;
+        }
+        waiting.push(client);
+    }
+    bundle.spec["linux"]["seccomp"] = serde_json::json!({
+        "defaultAction": "SCMP_ACT_ALLOW",
+        "listenerPath": path,
+        "syscalls": [{"names": ["mkdirat"], "action": "SCMP_ACT_NOTIFY"}],
+    });
+    let daemon = Daemon::with(bundle);
+    let answer = daemon.create().and_then(|_| daemon.begin(""));
+    let text = format!("{:?}", answer.unwrap_err());
+    assert!(text.contains("failed to connect with seccomp agent") && text.contains("EAGAIN"), "{text}");
+    others_live(&daemon);
+    let _ = daemon.delete("");
     daemon.end();
 }
