@@ -13,6 +13,7 @@ use oci_spec::runtime::Hook;
 
 use crate::launch::chore::{self, Chore};
 use crate::sys::clone::pidfd_open;
+use crate::sys::process::CStrings;
 use crate::{Error, Kind, Result, limits};
 
 /// What a hook wrote is read back up to here, in bytes.
@@ -29,9 +30,9 @@ pub struct Running {
     what: String,
 }
 
-/// Starts hook number `at` of a kind, e.g. `createRuntime`, with `state` on its stdin. A hook that names no environment has
-/// `env`, or this process's own, as with runc: `environ` is inherited where nothing is said (execve(2)).
-pub fn start(kind: &str, at: usize, hook: &Hook, state: &[u8], env: Option<&[(String, String)]>) -> Result<Running> {
+/// Starts hook number `at` of a kind, e.g. `createRuntime`, with `state` on its stdin. `env` replaces an absent one; without
+/// that it is this process's own, as with runc.
+pub fn start(kind: &str, at: usize, hook: &Hook, state: &[u8], env: Option<&CStrings>) -> Result<Running> {
     let what = format!("error running {kind} hook #{at}");
     let fail = |err: &std::io::Error| Error::io(format!("{what}: start {:?}", hook.path().display().to_string()), err);
     let mut stdin = memfd().map_err(|e| fail(&e))?;
@@ -46,7 +47,8 @@ pub fn start(kind: &str, at: usize, hook: &Hook, state: &[u8], env: Option<&[(St
             command.env_clear().envs(list.iter().filter_map(|var| var.split_once('=')));
         }
         (None, Some(env)) => {
-            command.env_clear().envs(env.iter().map(|(name, value)| (name, value)));
+            let vars = env.as_slice().iter().filter_map(|var| var.to_str().ok()?.split_once('='));
+            command.env_clear().envs(vars);
         }
         (None, None) => {}
     }

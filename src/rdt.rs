@@ -19,8 +19,11 @@ pub struct Group {
     path: PathBuf,
     /// Made for this container.
     made: bool,
-    /// Directory of the monitoring group below it, always the container's own.
+    /// Directory of the monitoring group below it.
     monitor: Option<PathBuf>,
+    /// That was there before the container.
+    #[serde(default)]
+    foreign_monitor: bool,
 }
 
 /// Where the file system is mounted.
@@ -54,31 +57,23 @@ impl Group {
             Some(name) => root.join(name),
             None => root.join(id),
         };
-        let there = path.is_dir();
-        if plan.named.is_some() && plan.schemata.is_empty() && !there {
+        if plan.named.is_some() && plan.schemata.is_empty() && !path.is_dir() {
             let cause = format!("group {path:?} does not exist, and without a schema it is not made");
             return Err(Error::invalid(format!("{FIELD}.closID"), cause));
         }
-        if !there {
-            fs::create_dir(&path).map_err(|e| failed(root, format!("make group {path:?}"), &e))?;
-        }
-        let group = Group { path, made: !there, monitor: None };
-        let taken = plan.named.is_some() && there;
-        let set = if taken { group.compare(&plan.schemata) } else { group.set(&plan.schemata) };
-        let done = set.and_then(|()| if plan.monitored { group.clone().monitor(id) } else { Ok(group.clone()) });
+        let made = make(root, "group", &path)?;
+        let group = Group { path, made, monitor: None, foreign_monitor: false };
+        // Others may be in one that was there, whatever its name.
+        let set = if made { group.set(&plan.schemata) } else { group.compare(&plan.schemata) };
+        let done = set.and_then(|()| if plan.monitored { group.clone().monitor(root, id) } else { Ok(group.clone()) });
         done.inspect_err(|_| {
             let _ = group.remove();
         })
     }
 
-    fn monitor(mut self, id: &str) -> Result<Group> {
+    fn monitor(mut self, root: &Path, id: &str) -> Result<Group> {
         let path = self.path.join("mon_groups").join(id);
-        match fs::create_dir(&path) {
-            Err(e) if e.kind() != std::io::ErrorKind::AlreadyExists => {
-                return Err(failed(&self.path, format!("make monitoring group {path:?}"), &e));
-            }
-            _ => {}
-        }
+        self.foreign_monitor = !make(root, "monitoring group", &path)?;
         self.monitor = Some(path);
         Ok(self)
     }
@@ -129,8 +124,9 @@ impl Group {
 
     /// Removes what was made for the container; Ok when it is gone already.
     pub fn remove(&self) -> Result<()> {
+        let monitor = self.monitor.as_ref().filter(|_| !self.foreign_monitor);
         let own = self.made.then_some(&self.path);
-        for dir in [self.monitor.as_ref(), own].into_iter().flatten() {
+        for dir in [monitor, own].into_iter().flatten() {
             match fs::remove_dir(dir) {
                 Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
                     return Err(Error::io(format!("{FIELD}: remove group {dir:?}"), &e));
@@ -139,6 +135,15 @@ impl Group {
             }
         }
         Ok(())
+    }
+}
+
+/// Makes a directory; false when it is there already.
+fn make(root: &Path, what: &str, path: &Path) -> Result<bool> {
+    match fs::create_dir(path) {
+        Ok(()) => Ok(true),
+        Err(e) if e.kind() == std::io::ErrorKind::AlreadyExists && path.is_dir() => Ok(false),
+        Err(e) => Err(failed(root, format!("make {what} {path:?}"), &e)),
     }
 }
 
@@ -217,6 +222,35 @@ mod tests {
     }
 
     #[test]
+    fn what_was_there_by_the_containers_id_is_neither_changed_nor_removed() {
+        let root = tempfile::tempdir().unwrap();
+        let before = root.path().join("id");
+        group(&before, "L3:0=ff\n");
+        fs::create_dir(before.join("mon_groups/id")).unwrap();
+        let plan = |line: &str| Rdt { schemata: vec![line.into()], monitored: true, ..Rdt::default() };
+        let err = Group::make_below(root.path(), &plan("L3:0=f"), "id").unwrap_err().to_string();
+        assert!(err.contains("exists, and its schemata do not match"), "{err}");
+        let found = Group::make_below(root.path(), &plan("L3:0=ff"), "id").unwrap();
+        assert_eq!(found.monitor_path(), Some(&*before.join("mon_groups/id")));
+        found.remove().unwrap();
+        assert_eq!(fs::read_to_string(before.join("schemata")).unwrap(), "L3:0=ff\n");
+        assert!(before.join("mon_groups/id").is_dir(), "neither is ours");
+    }
+
+    #[test]
+    fn a_failed_create_leaves_what_was_there_and_nothing_else() {
+        let root = tempfile::tempdir().unwrap();
+        let plan = Rdt { monitored: true, ..Rdt::default() };
+        // Here nothing puts mon_groups into a new directory: the monitoring group cannot be made.
+        let err = Group::make_below(root.path(), &plan, "id").unwrap_err().to_string();
+        assert!(err.starts_with("linux.intelRdt: make monitoring group "), "{err}");
+        assert!(!root.path().join("id").exists());
+        fs::create_dir(root.path().join("id")).unwrap();
+        Group::make_below(root.path(), &plan, "id").unwrap_err();
+        assert!(root.path().join("id").is_dir());
+    }
+
+    #[test]
     fn a_schema_that_cannot_be_written_leaves_no_group() {
         let root = tempfile::tempdir().unwrap();
         // Here nothing puts a schemata file into a new directory.
@@ -229,7 +263,7 @@ mod tests {
     fn lines_are_written_together_and_the_kernel_tells_why_not() {
         let root = tempfile::tempdir().unwrap();
         group(root.path(), "");
-        let whole = Group { path: root.path().into(), made: false, monitor: None };
+        let whole = Group { path: root.path().into(), made: false, monitor: None, foreign_monitor: false };
         whole.set(&["L3:0=f".into(), "MB:0=10".into()]).unwrap();
         assert_eq!(fs::read_to_string(root.path().join("schemata")).unwrap(), "L3:0=f\nMB:0=10\n");
         fs::create_dir(root.path().join("info")).unwrap();

@@ -41,6 +41,8 @@ pub struct Container {
     home: Home,
     deleting: watch::Sender<bool>,
     oom_kills: Cell<u64>,
+    /// Of these, what events have told of.
+    oom_told: Cell<u64>,
     /// The streams of exec processes.
     manner: Manner,
     events: Events,
@@ -134,6 +136,7 @@ impl Container {
             deleting: watch::Sender::new(false),
             exec_number: Cell::new(0),
             oom_kills: Cell::new(0),
+            oom_told: Cell::new(0),
             manner,
             events,
             last_stats: RefCell::default(),
@@ -181,6 +184,8 @@ impl Container {
             log::error!("container {:?}: {err}", self.id);
             Exit { status: 255, at: SystemTime::now() }
         });
+        // systemd removes the cgroup as soon as it sees that it is empty.
+        self.count_oom();
         // The start event comes first, and the exits of execs before that of the init.
         self.init.settled().await;
         if !self.with(|inner| Ok(inner.has_own_pid_namespace())).unwrap_or(true)
@@ -211,8 +216,9 @@ impl Container {
                     watch.clear();
                     guard.clear_ready();
                     self.report_oom();
-                    // On v1 the kernel tells of the shortage before it has chosen whom to kill.
-                    for pause in [5, 50] {
+                    // On v1 the kernel tells of the shortage before it has chosen whom to kill; on v2 it tells of each.
+                    let pauses: &[u64] = if watch.by_priority() { &[] } else { &[5, 50] };
+                    for pause in pauses.iter().copied() {
                         tokio::time::sleep(Duration::from_millis(pause)).await;
                         self.report_oom();
                     }
@@ -252,9 +258,15 @@ impl Container {
         );
     }
 
-    fn report_oom(&self) {
+    fn count_oom(&self) {
         let kills = self.with(|inner| inner.cgroup().oom_kills()).unwrap_or(0);
-        if kills > self.oom_kills.replace(kills) {
+        self.oom_kills.set(self.oom_kills.get().max(kills));
+    }
+
+    fn report_oom(&self) {
+        self.count_oom();
+        let kills = self.oom_kills.get();
+        if kills > self.oom_told.replace(kills) {
             self.events.send("/tasks/oom", &TaskOOM { container_id: self.id.clone(), ..TaskOOM::default() });
         }
     }

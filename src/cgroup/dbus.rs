@@ -83,23 +83,22 @@ impl Connection {
         let fd = socket(AddressFamily::Unix, SockType::Stream, flags, None).map_err(fail)?;
         let address = UnixAddr::new(path).map_err(fail)?;
         connect(std::os::fd::AsRawFd::as_raw_fd(&fd), &address).map_err(fail)?;
-        let mut out = Connection { stream: fd.into(), input: Vec::new(), serial: 0, deadline, signals: Vec::new() };
-        out.authenticate(path)?;
-        Ok(out)
+        Connection::authenticate(fd.into(), deadline)
     }
 
-    /// systemd reads this part in short pieces and looks at a call that came in one of them only when more comes: so it goes
-    /// out whole, and nothing else does before it is answered. Without an identity the other side takes the socket's
-    /// credentials, which are right in a user namespace too.
-    fn authenticate(&mut self, path: &Path) -> Result<()> {
-        self.send(b"\0AUTH EXTERNAL\r\nDATA\r\nBEGIN\r\n")?;
+    /// All of it in one write, and the first message only after the answer: systemd reads the authentication in pieces of
+    /// up to 256 bytes, and a message in the same piece as BEGIN lies there unseen until more comes.
+    fn authenticate(stream: UnixStream, deadline: Instant) -> Result<Connection> {
+        let mut out = Connection { stream, input: Vec::new(), serial: 0, deadline, signals: Vec::new() };
+        // Without an identity the other side takes the socket's credentials, which are right in a user namespace too.
+        out.send(b"\0AUTH EXTERNAL\r\nDATA\r\nBEGIN\r\n")?;
         for want in ["DATA", "OK "] {
-            let line = self.line()?;
+            let line = out.line()?;
             if !line.starts_with(want) {
-                return Err(Error::new(Kind::System, format!("authenticate to systemd at {path:?}: {line:?}")));
+                return Err(Error::new(Kind::System, format!("authenticate to systemd: {line:?}")));
             }
         }
-        Ok(())
+        Ok(out)
     }
 
     /// From now on every step ends by `deadline`.
@@ -425,6 +424,8 @@ impl Writer {
 
 #[cfg(test)]
 mod tests {
+    use nix::sys::socket::{MsgFlags, recv};
+
     use super::*;
 
     fn call() -> Vec<u8> {
@@ -461,26 +462,54 @@ mod tests {
         assert_eq!((err.kind(), err.to_string().as_str()), (Kind::Timeout, "wait for systemd: it does not answer"));
     }
 
+    /// Reads in pieces, and looks at what lies behind BEGIN in its piece only when more has come, as systemd does; answers
+    /// one call.
+    fn serve(mut peer: UnixStream) {
+        use std::os::fd::AsRawFd;
+        let mut piece = [0; 256];
+        let (mut line, mut answered) = (Vec::new(), false);
+        let mut message = loop {
+            match peer.read(&mut piece).unwrap() {
+                0 => return,
+                n => line.extend_from_slice(&piece[..n]),
+            }
+            if !answered {
+                peer.write_all(b"DATA\r\nOK 0123\r\n").unwrap();
+                answered = true;
+            }
+            if let Some(at) = line.windows(7).position(|end| end == b"BEGIN\r\n") {
+                break line.split_off(at + 7);
+            }
+            // It is slow: BEGIN and a message that does not wait for it are there together.
+            while recv(peer.as_raw_fd(), &mut [0; 64], MsgFlags::MSG_PEEK).unwrap() < 64 {
+                std::thread::yield_now();
+            }
+        };
+        loop {
+            match peer.read(&mut piece).unwrap() {
+                0 => return,
+                n => message.extend_from_slice(&piece[..n]),
+            }
+            if parse(&message).unwrap().is_some() {
+                break;
+            }
+        }
+        // A reply (2) to call 1.
+        peer.write_all(&[b'l', 2, 0, 1, 0, 0, 0, 0, 1, 0, 0, 0, 8, 0, 0, 0, 5, 1, b'u', 0, 1, 0, 0, 0]).unwrap();
+    }
+
     #[test]
-    fn the_authentication_goes_out_whole_and_a_call_after_its_answer() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("socket");
-        let listener = std::os::unix::net::UnixListener::bind(&path).unwrap();
-        let server = std::thread::spawn(move || {
-            let (mut stream, _) = listener.accept().unwrap();
-            // As systemd does: a short piece, and what has come with it is not looked at by itself.
-            let mut piece = [0; 256];
-            let n = stream.read(&mut piece).unwrap();
-            assert_eq!(&piece[..n], b"\0AUTH EXTERNAL\r\nDATA\r\nBEGIN\r\n");
-            stream.write_all(b"DATA\r\nOK 0123\r\n").unwrap();
-            let n = stream.read(&mut piece).unwrap();
-            parse(&piece[..n]).unwrap().map(|(message, _)| message.member)
-        });
-        let deadline = Instant::now() + std::time::Duration::from_secs(20);
-        let mut connection = Connection::open(&path, deadline).unwrap();
-        let ended = connection.call(Call { to: ["d", "/p", "i.f", "M"], signature: "", body: Writer::default() });
-        assert_eq!(server.join().unwrap().as_deref(), Some("M"));
-        assert_eq!(ended.unwrap_err().to_string(), "systemd has closed the connection");
+    fn no_message_lies_unseen_behind_the_authentication() {
+        let (own, peer) = UnixStream::pair().unwrap();
+        own.set_nonblocking(true).unwrap();
+        let server = std::thread::spawn(move || serve(peer));
+        let mut connection =
+            Connection::authenticate(own, Instant::now() + std::time::Duration::from_secs(10)).unwrap();
+        let mut body = Writer::default();
+        body.string("a.scope");
+        connection.call(Call { to: ["d", "/p", "i.f", "M"], signature: "s", body }).unwrap().unwrap();
+        drop(connection);
+        server.join().unwrap();
     }
 
     #[test]

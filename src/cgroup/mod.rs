@@ -287,9 +287,19 @@ impl Cgroup {
             return Err(Error::invalid(&write.field, text).with_kind(Kind::Unsupported));
         };
         let mut written = dir.write(&write.file, &write.value);
-        if written == Err(Errno::ENOENT) && write.file == "blkio.weight_device" {
-            // Where BFQ stands in for CFQ.
-            written = dir.write("blkio.bfq.weight_device", &write.value);
+        if let Some((file, value)) = &write.other {
+            written = match (written, dir.write(file, value)) {
+                (Err(Errno::ENOENT), other) => other,
+                (first, Err(Errno::ENOENT)) => first,
+                (first, other) => first.and(other),
+            };
+        }
+        match (written, &write.other) {
+            (Err(Errno::ENOENT), Some((other, _))) if !dir.lacks_controller(&write.file) => {
+                let text = format!("cannot set limit: {:?} has neither {} nor {other}", dir.path(), write.file);
+                return Err(Error::invalid(&write.field, text).with_kind(Kind::Unsupported));
+            }
+            _ => {}
         }
         match written {
             Ok(()) => Ok(()),

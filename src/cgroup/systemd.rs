@@ -13,6 +13,8 @@ use crate::{Error, Kind, Result};
 
 /// How long systemd may take for one call.
 const PATIENCE: Duration = Duration::from_secs(30);
+/// How long it may take for the end of a unit: the container goes without its answer, too.
+const PATIENCE_AT_END: Duration = Duration::from_secs(5);
 /// How long a unit without living processes may take to stop.
 const SETTLED: Duration = Duration::from_secs(2);
 const NAME: &str = "org.freedesktop.systemd1";
@@ -37,8 +39,7 @@ struct Systemd {
 
 impl Systemd {
     /// systemd's own socket, which needs no bus, or else the bus.
-    fn connect(user: bool) -> Result<Systemd> {
-        let deadline = Instant::now() + PATIENCE;
+    fn connect(user: bool, deadline: Instant) -> Result<Systemd> {
         let (own, bus) = sockets(user)?;
         let own = own.map(|own| Connection::open(&own, deadline));
         match own {
@@ -148,7 +149,7 @@ pub fn start(scope: &Scope, devices: Option<&[Rule]>, pid: u32) -> Result<()> {
         body.array(8, |_| ());
         body
     };
-    let mut systemd = Systemd::connect(scope.user).map_err(|err| err.context(&what))?;
+    let mut systemd = Systemd::connect(scope.user, Instant::now() + PATIENCE).map_err(|err| err.context(&what))?;
     let mut answer =
         systemd.call("StartTransientUnit", "ssa(sv)a(sa(sv))", body()).map_err(|err| err.context(&what))?;
     if matches!(&answer, Err((name, _)) if name == EXISTS) {
@@ -177,7 +178,7 @@ impl Unit {
         body.string(&self.name);
         body.flag(true);
         body.properties(properties);
-        let mut systemd = Systemd::connect(self.user).map_err(|err| err.context(&what))?;
+        let mut systemd = Systemd::connect(self.user, Instant::now() + PATIENCE).map_err(|err| err.context(&what))?;
         let answer = systemd.call("SetUnitProperties", "sba(sv)", body).map_err(|err| err.context(&what))?;
         answer.map(drop).map_err(|(name, text)| refused(&what, &name, &text))
     }
@@ -189,7 +190,7 @@ impl Unit {
         body.string(&self.name);
         body.string("");
         body.array(4, |out| out.number(pid.cast_unsigned()));
-        let mut systemd = Systemd::connect(self.user).map_err(|err| err.context(&what))?;
+        let mut systemd = Systemd::connect(self.user, Instant::now() + PATIENCE).map_err(|err| err.context(&what))?;
         let answer = systemd.call("AttachProcessesToUnit", "ssau", body).map_err(|err| err.context(&what))?;
         answer.map(drop).map_err(|(name, text)| refused(&what, &name, &text))
     }
@@ -197,19 +198,20 @@ impl Unit {
     /// Stops it, and forgets that it failed. Ok when it is gone already.
     pub fn stop(&self) -> Result<()> {
         let what = format!("stop unit {:?} of systemd", self.name);
-        let mut systemd = Systemd::connect(self.user).map_err(|err| err.context(&what))?;
+        let deadline = Instant::now() + PATIENCE_AT_END;
+        let mut systemd = Systemd::connect(self.user, deadline).map_err(|err| err.context(&what))?;
         let mut body = Writer::default();
         body.string(&self.name);
         body.string("replace");
         match systemd.call("StopUnit", "ss", body).map_err(|err| err.context(&what))? {
             Ok(answer) => {
                 // Its processes are dead already; whether systemd has seen that is nothing to wait long for.
-                systemd.connection.until(Instant::now() + SETTLED);
+                systemd.connection.until(deadline.min(Instant::now() + SETTLED));
                 match systemd.job(&what, &answer) {
                     Err(err) if err.kind() == Kind::Timeout => {}
                     other => other?,
                 }
-                systemd.connection.until(Instant::now() + PATIENCE);
+                systemd.connection.until(deadline);
             }
             Err((name, _)) if name == NO_SUCH_UNIT => return Ok(()),
             Err((name, text)) => return Err(refused(&what, &name, &text)),

@@ -81,8 +81,7 @@ fn birth(exec: &Exec<'_>, report: &Report) -> Result<std::convert::Infallible, F
         }
     }
     if exec.in_user_namespace {
-        let _ = sys::setgroups(&[]);
-        sys::become_namespace_root().at(Step::NamespaceRoot)?;
+        identity::become_namespace_root(plan)?;
         sys::set_dumpable(false).at(Step::NamespaceRoot)?;
     }
     umask(Mode::empty());
@@ -107,12 +106,10 @@ fn birth(exec: &Exec<'_>, report: &Report) -> Result<std::convert::Infallible, F
     }
     let filter = exec.filter.as_ref().map(|(program, flags)| (program.as_slice(), *flags));
     let limits = identity::Limits { own: !exec.in_user_namespace };
-    let ready = identity::become_user(plan, filter, exec.in_user_namespace, limits, report)?;
-    let mut env = plan.env.clone();
-    init::env_push(&mut env, ready.home);
+    let execve = identity::become_user(plan, filter, exec.in_user_namespace, limits, report)?;
     report.send(&Record::Execing).at(Step::Parent)?;
     if plan.no_new_privs && !identity::notifies(filter) {
         identity::install(filter, report)?;
     }
-    Err(init::execve(&ready.program, &plan.argv, &env))
+    Err(init::execve(&execve))
 }

@@ -9,26 +9,20 @@ use nix::sys::stat::{Mode, SFlag, fstat, stat};
 use nix::unistd::{AccessFlags, faccessat};
 
 use super::report::{At, Failure, Record, Report, Step};
+use crate::plan::capabilities::CapPlan;
 use crate::plan::process::Process;
 use crate::plan::seccomp::NEW_LISTENER;
-use crate::sys::process::{self as sys, CapSets, SockFilter};
+use crate::sys::process::{self as sys, CapSets, Execve, SockFilter};
 use crate::sys::{mount, path};
 
 /// A compiled seccomp filter: program and flags.
 pub type Filter<'a> = Option<(&'a [SockFilter], u32)>;
 
+const SYS_ADMIN: u64 = 1 << 21;
+
 /// True when the filter asks an agent: it is then installed early, so that the parent can hand the listener over.
 pub fn notifies(filter: Filter<'_>) -> bool {
     filter.is_some_and(|(_, flags)| flags & NEW_LISTENER != 0)
-}
-
-/// A process that has become the user of the spec.
-#[derive(Debug)]
-pub struct Ready {
-    /// What to execve.
-    pub program: CString,
-    /// HOME, when the container's passwd had to tell.
-    pub home: Option<CString>,
 }
 
 /// What is to be done while the process is still the runtime's: enters its cgroup, leaves the caller's processors, and
@@ -48,6 +42,18 @@ pub fn settle<F: AsFd>(doors: &[F], score: Option<i32>, lenient: bool) -> Result
     Ok(())
 }
 
+/// Becomes root of the user namespace that this process is in, or where no id is mapped to root the user to be: the rights
+/// come with the namespace.
+pub fn become_namespace_root(plan: &Process) -> Result<(), Failure> {
+    // setgroups(2) may be forbidden here, and nobody has groups that matter yet.
+    let _ = sys::setgroups(&[]);
+    let root_or = |set: fn(u32) -> nix::Result<()>, id: u32| match set(0) {
+        Err(Errno::EINVAL) => set(id),
+        other => other,
+    };
+    root_or(sys::setgid, plan.gid).and_then(|()| root_or(sys::setuid, plan.uid)).at(Step::NamespaceRoot)
+}
+
 /// Who sets the limits of the process.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
@@ -55,22 +61,20 @@ pub struct Limits {
     pub own: bool,
 }
 
-/// Becomes the user. Afterwards nothing is left to do but the gate, the filter when no_new_privs is set, and execve.
+/// Becomes the user. Afterwards nothing is left to do but the gate, the filter when no_new_privs is set, and the execve that
+/// it returns.
 pub fn become_user(
     plan: &Process,
     filter: Filter<'_>,
     in_user_namespace: bool,
     limits: Limits,
     report: &Report,
-) -> Result<Ready, Failure> {
+) -> Result<Execve, Failure> {
     scheduling(plan)?;
     labels(plan)?;
     let home = plan.find_home.then(|| home(plan.uid));
     if plan.no_new_privs {
         sys::set_no_new_privs().at(Step::NoNewPrivs)?;
-    } else {
-        // Without no_new_privs the kernel wants CAP_SYS_ADMIN for a filter, which is about to go.
-        install(filter, report)?;
     }
     nix::sys::stat::umask(Mode::from_bits_truncate(plan.umask));
     let early = chdir(&plan.cwd);
@@ -100,14 +104,21 @@ pub fn become_user(
     }
     sys::setgid(plan.gid).at(Step::Gid)?;
     sys::setuid(plan.uid).at(Step::Uid)?;
-    if let Some(caps) = &plan.capabilities {
-        let sets = CapSets { effective: caps.effective, permitted: caps.permitted, inheritable: caps.inheritable };
-        set_capabilities(sets, caps.ambient)?;
-    } else {
-        sys::keep_caps(false).at(Step::Capabilities)?;
-        if plan.uid != 0 {
-            sys::capset(CapSets::default()).at(Step::Capabilities)?;
-        }
+    let last = match &plan.capabilities {
+        Some(caps) => Some(granted(caps)?),
+        None if plan.uid != 0 => Some(CapSets::default()),
+        None => None,
+    };
+    // Without no_new_privs the kernel wants this one for a filter, and the filter is to forbid nothing of what follows.
+    let early_filter = filter.is_some() && (!plan.no_new_privs || notifies(filter));
+    let loan = if early_filter && !plan.no_new_privs { held().at(Step::Capabilities)? & SYS_ADMIN } else { 0 };
+    if let Some(sets) = last {
+        let sets = CapSets { effective: sets.effective | loan, permitted: sets.permitted | loan, ..sets };
+        sys::capset(sets).at(Step::Capabilities)?;
+    }
+    sys::keep_caps(false).at(Step::Capabilities)?;
+    if let (Some(caps), Some(sets)) = (&plan.capabilities, last) {
+        raise_ambient(sets, caps.ambient)?;
     }
     if let Err(errno) = early {
         // Only the user may be able to enter it (a home on NFS).
@@ -118,10 +129,16 @@ pub fn become_user(
     }
     cwd_is_inside()?;
     let program = if plan.pause.is_some() { CString::default() } else { find_program(plan)? };
-    if plan.no_new_privs && notifies(filter) {
+    let mut env = plan.env.clone();
+    home.into_iter().for_each(|home| env.push(home));
+    let execve = Execve::new(program, plan.argv.clone(), env);
+    if early_filter {
         install(filter, report)?;
     }
-    Ok(Ready { program, home })
+    if let Some(sets) = last.filter(|sets| loan & !(sets.effective & sets.permitted) != 0) {
+        sys::capset(sets).at(Step::Capabilities)?;
+    }
+    Ok(execve)
 }
 
 /// Installs the filter, if there is one.
@@ -150,24 +167,21 @@ fn scheduling(plan: &Process) -> Result<(), Failure> {
     Ok(())
 }
 
-fn set_capabilities(sets: CapSets, ambient: u64) -> Result<(), Failure> {
-    // What this process does not hold itself cannot be granted, and the spec makes that no failure.
+/// What this process does not hold itself cannot be granted, and the spec makes that no failure.
+fn granted(caps: &CapPlan) -> Result<CapSets, Failure> {
     let held = held().at(Step::Capabilities)?;
-    let sets = CapSets {
-        effective: sets.effective & sets.permitted & held,
-        permitted: sets.permitted & held,
-        inheritable: sets.inheritable & held,
-    };
-    sys::capset(sets).at(Step::Capabilities)?;
-    sys::keep_caps(false).at(Step::Capabilities)?;
+    Ok(CapSets {
+        effective: caps.effective & caps.permitted & held,
+        permitted: caps.permitted & held,
+        inheritable: caps.inheritable & held,
+    })
+}
+
+/// Only what is both permitted and inheritable can be ambient (capabilities(7)); the rest is left out.
+fn raise_ambient(sets: CapSets, ambient: u64) -> Result<(), Failure> {
     sys::clear_ambient().at(Step::Capabilities)?;
-    for cap in (0..64u8).filter(|cap| ambient & (1 << cap) != 0) {
-        // Only what is both permitted and inheritable can be ambient (capabilities(7)); the rest is left out.
-        if sets.permitted & sets.inheritable & (1 << cap) != 0 {
-            sys::raise_ambient(cap).at(Step::Capabilities)?;
-        }
-    }
-    Ok(())
+    let ambient = ambient & sets.permitted & sets.inheritable;
+    (0..64u8).filter(|cap| ambient & (1 << cap) != 0).try_for_each(|cap| sys::raise_ambient(cap).at(Step::Capabilities))
 }
 
 fn held() -> nix::Result<u64> {

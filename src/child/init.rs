@@ -1,7 +1,6 @@
 //! The birth of a container's init, from clone to execve, as one straight line.
 
 use std::collections::BTreeMap;
-use std::ffi::CStr;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
 
@@ -20,7 +19,7 @@ use crate::plan::Plan;
 use crate::sys::clone::{self, Side};
 use crate::sys::path;
 use crate::sys::pause::{self, Layout};
-use crate::sys::process::{self as sys, CapSets, SockFilter};
+use crate::sys::process::{self as sys, CapSets, Execve, SockFilter};
 use crate::trace::{Trace, Track};
 
 /// Everything that the child needs beside its own copy of the parent's memory.
@@ -111,7 +110,7 @@ fn birth(init: &mut Init<'_>, report: Report) -> Result<(), (Failure, Report)> {
     Err((failed, report))
 }
 
-fn create(init: &mut Init<'_>, report: &Report) -> Result<identity::Ready, Failure> {
+fn create(init: &mut Init<'_>, report: &Report) -> Result<Execve, Failure> {
     let plan = init.plan;
     // While the parent makes the cgroup, unless the names are those of a namespace that is joined later.
     let names_first = init.unshare.is_some_and(|flags| flags & Kind::Uts as u64 != 0);
@@ -182,7 +181,7 @@ fn create(init: &mut Init<'_>, report: &Report) -> Result<identity::Ready, Failu
         plan.hooks.create_container(),
         &init.state,
         "creating",
-        &pairs(&plan.process.env),
+        &plan.process.env,
     )?;
     init.mark("root");
     rootfs::enter(&plan.rootfs, &prepared)?;
@@ -219,6 +218,11 @@ fn create(init: &mut Init<'_>, report: &Report) -> Result<identity::Ready, Failu
     drop(slave);
     own_null().at(Step::Stdio)?;
     init.close_what_is_done(report).at(Step::Descriptors)?;
+    for fd in 3..3 + init.preserve_fds as i32 {
+        sys::set_cloexec(fd, false).at(Step::Descriptors)?;
+    }
+    // As the first process of its pid namespace it would not be reached by them otherwise (pid_namespaces(7)).
+    sys::exit_on(&[libc::SIGHUP, libc::SIGINT, libc::SIGQUIT, libc::SIGTERM]);
     init.mark("process, capabilities and seccomp");
     let filter = init.filter.as_ref().map(|(program, flags)| (program.as_slice(), *flags));
     let in_user_namespace = plan.namespaces.has(Kind::User);
@@ -263,15 +267,16 @@ fn own_null() -> nix::Result<()> {
 
 fn namespaces(init: &Init<'_>, report: &Report) -> Result<(), Failure> {
     let plan = &init.plan.namespaces;
+    let process = &init.plan.process;
     join(&init.joins)?;
     let mut in_user_namespace = plan.has(Kind::User);
     if let Some(flags) = init.second_clone {
         if plan.makes(Kind::User) {
-            become_namespace_root_later(report)?;
-        } else {
-            let _ = sys::setgroups(&[]);
-            sys::become_namespace_root().at(Step::NamespaceRoot)?;
+            clone::unshare(Kind::User as u64).at(Step::Namespaces)?;
+            report.send(&Record::NeedMaps).at(Step::Parent)?;
+            report.wait().at(Step::Parent)?;
         }
+        identity::become_namespace_root(process)?;
         match clone::clone3(flags | libc::CLONE_PARENT as u64, None).at(Step::Namespaces)? {
             Side::Child => {}
             Side::Parent(_, pidfd) => {
@@ -282,9 +287,7 @@ fn namespaces(init: &Init<'_>, report: &Report) -> Result<(), Failure> {
         in_user_namespace = true;
     }
     if in_user_namespace {
-        // setgroups(2) may be forbidden here, and root has no groups that matter yet.
-        let _ = sys::setgroups(&[]);
-        sys::become_namespace_root().at(Step::NamespaceRoot)?;
+        identity::become_namespace_root(process)?;
         // A change of ids sets the flag back to the system's default (prctl(2)).
         sys::set_dumpable(false).at(Step::NamespaceRoot)?;
     }
@@ -293,13 +296,6 @@ fn namespaces(init: &Init<'_>, report: &Report) -> Result<(), Failure> {
         clone::unshare(Kind::Cgroup as u64).at(Step::Namespaces)?;
     }
     Ok(())
-}
-
-fn become_namespace_root_later(report: &Report) -> Result<(), Failure> {
-    clone::unshare(Kind::User as u64).at(Step::Namespaces)?;
-    report.send(&Record::NeedMaps).at(Step::Parent)?;
-    report.wait().at(Step::Parent)?;
-    sys::become_namespace_root().at(Step::NamespaceRoot)
 }
 
 /// The host's right to join a namespace ends with the join of a user namespace, and begins with it for namespaces that
@@ -322,18 +318,9 @@ fn join(joins: &[(u64, usize, OwnedFd)]) -> Result<(), Failure> {
     Ok(())
 }
 
-fn start(
-    init: &Init<'_>,
-    ready: identity::Ready,
-    go: OwnedFd,
-    report: &Report,
-) -> Result<std::convert::Infallible, Failure> {
+fn start(init: &Init<'_>, execve: Execve, go: OwnedFd, report: &Report) -> Result<std::convert::Infallible, Failure> {
     let plan = init.plan;
-    // As the first process of its pid namespace it would not be reached by them otherwise (pid_namespaces(7)).
-    sys::exit_on(&[libc::SIGHUP, libc::SIGINT, libc::SIGQUIT, libc::SIGTERM]);
     report::wait(go.as_fd()).at(Step::Gate)?;
-    let mut env = plan.process.env.clone();
-    env_push(&mut env, ready.home);
     let filter = init.filter.as_ref().map(|(program, flags)| (program.as_slice(), *flags));
     let mut filter_is_due = plan.process.no_new_privs && !identity::notifies(filter);
     if has(plan.hooks.start_container()) {
@@ -342,10 +329,7 @@ fn start(
             identity::install(filter, report)?;
         }
         let hooks = plan.hooks.start_container();
-        run_hooks(Step::StartContainerHook, "startContainer", hooks, &init.state, "created", &pairs(&env))?;
-    }
-    for fd in 3..3 + init.preserve_fds as i32 {
-        sys::set_cloexec(fd, false).at(Step::Descriptors)?;
+        run_hooks(Step::StartContainerHook, "startContainer", hooks, &init.state, "created", execve.env())?;
     }
     if init.pause.is_some() {
         drop(go);
@@ -358,7 +342,7 @@ fn start(
     if let (Some(layout), Some(title)) = (&init.pause, &plan.process.pause) {
         pause::rest(layout, c"skiff-pause", title, report.as_fd());
     }
-    Err(execve(&ready.program, &plan.process.argv, &env))
+    Err(self::execve(&execve))
 }
 
 /// What execve would do: descriptors go, and the rights that a user other than root has no use for. It waits for signals and
@@ -370,27 +354,12 @@ fn become_pause(report: &Report) -> Result<(), Failure> {
 }
 
 /// Becomes the user's program. Its failure is told to who reads the container's stderr, too.
-pub fn execve(program: &CStr, argv: &sys::CStrings, env: &sys::CStrings) -> Failure {
-    let errno = sys::execve(program, argv, env);
+pub fn execve(execve: &Execve) -> Failure {
+    let errno = execve.run();
+    let program = execve.program();
     let text = format!("exec {}: {}\n", program.to_string_lossy(), errno_words(errno));
     let _ = nix::unistd::write(std::io::stderr(), text.as_bytes());
     Failure::new(Step::Execve, 0, errno).detail(program.to_string_lossy())
-}
-
-/// Adds HOME, when the passwd had to tell it.
-pub fn env_push(env: &mut sys::CStrings, home: Option<std::ffi::CString>) {
-    if let Some(home) = home {
-        env.push(home);
-    }
-}
-
-/// The variables of an environment by name and value: hooks in the container have those of its process, unless they name
-/// their own.
-fn pairs(env: &sys::CStrings) -> Vec<(String, String)> {
-    let pair = |var: &std::ffi::CString| {
-        var.to_str().ok()?.split_once('=').map(|(name, value)| (name.to_string(), value.to_string()))
-    };
-    env.as_slice().iter().filter_map(pair).collect()
 }
 
 fn has(hooks: &Option<Vec<Hook>>) -> bool {
@@ -403,7 +372,7 @@ fn run_hooks(
     list: &Option<Vec<Hook>>,
     state: &serde_json::Map<String, serde_json::Value>,
     status: &str,
-    env: &[(String, String)],
+    env: &sys::CStrings,
 ) -> Result<(), Failure> {
     for (at, hook) in list.iter().flatten().enumerate() {
         let mut state = state.clone();

@@ -9,7 +9,7 @@ use skiff::launch::block_on;
 use skiff::trace::Trace;
 use skiff::{Error, Kind, Result};
 
-use super::{Globals, listen_fds, protect_program, tty, write_pid_file};
+use super::{Globals, listen_fds, tty, write_pid_file};
 
 /// Flags of `create` and `run`.
 #[derive(Debug, Args)]
@@ -54,7 +54,6 @@ pub struct Create {
 
 impl Create {
     pub fn run(self, globals: &Globals) -> Result<i32> {
-        protect_program();
         let has_socket = self.bundle.console_socket.is_some();
         let (created, console) = self.bundle.create(globals, self.id, (has_socket, true), Gate::Fifo)?;
         // The init lives on without this process; a handle that is dropped leaves it alone.

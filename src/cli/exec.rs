@@ -8,7 +8,7 @@ use skiff::container::{Container, Exec as Request, Stdio};
 use skiff::launch::block_on;
 use skiff::{Error, Kind, Result};
 
-use super::{Globals, listen_fds, protect_program, tty, write_pid_file};
+use super::{Globals, listen_fds, tty, write_pid_file};
 
 /// `exec`.
 #[derive(Debug, Args)]
@@ -72,7 +72,6 @@ pub struct Exec {
 
 impl Exec {
     pub fn run(self, globals: &Globals) -> Result<i32> {
-        protect_program();
         let container = globals.container(&self.id)?;
         let process = self.document(&container)?;
         let terminal = process.terminal().unwrap_or(false);
@@ -184,6 +183,7 @@ fn parse_user(text: &str) -> Result<(u32, Option<u32>)> {
 }
 
 /// `--cap` adds to the sets that take effect, never to the inheritable one; to the ambient one only what is inheritable.
+/// Unknown ones are passed over, as in the spec.
 fn add_capabilities(caps: Option<LinuxCapabilities>, names: &[String]) -> LinuxCapabilities {
     let mut caps = caps.unwrap_or_else(|| {
         let mut none = LinuxCapabilities::default();
@@ -224,7 +224,7 @@ mod tests {
 
     #[test]
     fn added_capabilities_are_never_inheritable() {
-        let caps = add_capabilities(None, &["CAP_MOON".into(), "CAP_NET_RAW".into()]);
+        let caps = add_capabilities(None, &["CAP_NET_RAW".into(), "CAP_MOON".into()]);
         assert_eq!(caps.bounding().as_ref().unwrap().len(), 1);
         assert!(caps.inheritable().is_none() && caps.ambient().is_none());
     }

@@ -195,6 +195,13 @@ pub fn run() -> i32 {
     }
 }
 
+impl Command {
+    /// Makes a container, or has something of ours enter one.
+    fn enters(&self) -> bool {
+        matches!(self, Command::Create(_) | Command::Run(_) | Command::Exec(_) | Command::Restore(_))
+    }
+}
+
 fn program() -> String {
     let name = std::env::args_os().next().map(PathBuf::from);
     let name = name.as_deref().and_then(|path| path.file_name()).map(|name| name.to_string_lossy().into_owned());
@@ -229,6 +236,9 @@ fn default_root(program: &str) -> PathBuf {
 }
 
 fn dispatch(globals: &Globals, command: Command) -> Result<i32> {
+    if command.enters() {
+        protect_program();
+    }
     match command {
         Command::Create(create) => create.run(globals),
         Command::Start(Id { id }) => start(globals, &id),
@@ -294,4 +304,25 @@ fn write_pid_file(path: &std::path::Path, pid: i32) -> Result<()> {
 fn listen_fds() -> u32 {
     let number = |name| std::env::var(name).ok().and_then(|n| n.parse().ok());
     if number("LISTEN_PID") == Some(std::process::id()) { number("LISTEN_FDS").unwrap_or(0) } else { 0 }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_enters_containers_is_protected_whatever_the_processor() {
+        for (line, want) in [
+            ("skiff create c", true),
+            ("skiff run c", true),
+            ("skiff exec c true", true),
+            ("skiff restore c", true),
+            ("skiff start c", false),
+            ("skiff checkpoint c", false),
+            ("skiff delete c", false),
+        ] {
+            let matches = whole_line().try_get_matches_from(line.split(' ')).unwrap();
+            assert_eq!(Command::from_arg_matches(&matches).unwrap().enters(), want, "{line}");
+        }
+    }
 }

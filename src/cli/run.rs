@@ -7,7 +7,7 @@ use skiff::{Error, Result};
 
 use super::create::Bundle;
 use super::notify::Relay;
-use super::{Globals, protect_program, tty};
+use super::{Globals, tty};
 
 /// `run`.
 #[derive(Debug, Args)]
@@ -74,7 +74,6 @@ pub fn attended(
 
 impl Run {
     pub fn run(self, globals: &Globals) -> Result<i32> {
-        protect_program();
         if self.detach {
             return self.detached(globals);
         }

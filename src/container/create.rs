@@ -12,7 +12,7 @@ use crate::cgroup::Cgroup;
 use crate::cgroup::systemd::{self, Unit};
 use crate::hooks;
 use crate::host::Cgroups;
-use crate::launch::{Pending, Process, chore, hang, init, seccomp};
+use crate::launch::{Pending, Process, chore, hang, init, programs, seccomp};
 use crate::plan::{self, Plan, Request};
 use crate::rdt::Group;
 use crate::state::{Config, Dir, Own, State, check_id};
@@ -275,7 +275,7 @@ fn planned(request: &Create, spec: &Spec) -> Result<(Plan, Option<seccomp::Filte
     plan.process.pause = (request.pause && !labelled).then(|| request.id.clone());
     check_preserved(request.preserve_fds)?;
     mark("compile seccomp");
-    let filter = plan.seccomp.as_ref().map(seccomp::compile).transpose()?;
+    let filter = plan.seccomp.as_ref().map(|profile| programs::filter(profile, &request.root)).transpose()?;
     Ok((plan, filter, bundle))
 }
 

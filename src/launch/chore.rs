@@ -389,5 +389,5 @@ fn exec(
     for (number, copy) in (3..).zip(copies) {
         sys::place_number(copy, number)?;
     }
-    Ok(sys::execve(program, argv, env))
+    Ok(sys::Execve::new(program.to_owned(), argv.clone(), env.clone()).run())
 }

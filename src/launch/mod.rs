@@ -12,6 +12,7 @@ pub mod listener;
 pub mod net_devices;
 pub mod opening;
 pub mod pod;
+pub mod programs;
 pub mod seccomp;
 
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
@@ -237,7 +238,7 @@ impl Channel {
     fn receive(&mut self) -> Result<Message> {
         let mut buf = [0u8; MAX_RECORD];
         let mut descriptor = None;
-        let read = if self.socket {
+        let mut receive = || {
             let mut space = cmsg_space!([i32; 1]);
             let mut iov = [std::io::IoSliceMut::new(&mut buf)];
             let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_CMSG_CLOEXEC;
@@ -249,8 +250,11 @@ impl Channel {
                 }
                 message.bytes
             })
-        } else {
-            nix::unistd::read(&self.fd, &mut buf)
+        };
+        let read = match self.socket {
+            // Told once, and before what has come, when the child died with a word of ours unread (unix(7)).
+            true => receive().or_else(|errno| if errno == Errno::ECONNRESET { receive() } else { Err(errno) }),
+            false => nix::unistd::read(&self.fd, &mut buf),
         };
         let n = match read {
             Ok(n) => n,

@@ -135,33 +135,3 @@ impl Drop for Opening {
         chore::kill(&self.process);
     }
 }
-
-#[cfg(test)]
-mod tests {
-    use std::ffi::CStr;
-
-    use nix::fcntl::OFlag;
-    use nix::sys::stat::Mode;
-
-    use super::*;
-
-    fn open(paths: &[&CStr]) -> Result<Vec<OwnedFd>> {
-        let names = paths.iter().map(|path| format!("open {path:?}")).collect();
-        let one = |path: &&CStr| nix::fcntl::open(*path, OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty());
-        crate::launch::block_on(begin(paths, names, Duration::from_secs(60), one)?)
-    }
-
-    #[test]
-    fn what_a_child_opens_is_here_in_its_order() {
-        let fds = open(&[c"/dev/null", c"/dev/zero"]).unwrap();
-        let mut byte = [1];
-        assert_eq!(nix::unistd::read(&fds[0], &mut byte).unwrap(), 0);
-        assert_eq!((nix::unistd::read(&fds[1], &mut byte).unwrap(), byte), (1, [0]));
-    }
-
-    #[test]
-    fn what_cannot_be_opened_is_named() {
-        let err = open(&[c"/dev/null", c"/no/such/file", c"/dev/zero"]).unwrap_err();
-        assert!(err.to_string().starts_with("open \"/no/such/file\": ENOENT"), "{err}");
-    }
-}

@@ -172,7 +172,7 @@ fn join(pod: &Pod<'_>, flags: u64, report: &Report) -> std::result::Result<(), F
     setns(users.as_fd(), libc::CLONE_NEWUSER as u64).at(Step::Join)?;
     setns(net.as_fd(), libc::CLONE_NEWNET as u64).at(Step::Join)?;
     let _ = sys::setgroups(&[]);
-    sys::become_namespace_root().at(Step::NamespaceRoot)?;
+    sys::setgid(0).and_then(|()| sys::setuid(0)).at(Step::NamespaceRoot)?;
     match clone::clone3(flags | libc::CLONE_PARENT as u64, None).at(Step::Namespaces)? {
         Side::Child => Ok(()),
         Side::Parent(_, pidfd) => {

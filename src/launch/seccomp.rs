@@ -23,6 +23,24 @@ pub struct Filter {
 }
 
 impl Filter {
+    /// Of the bytes of a program.
+    pub(super) fn new(program: &[u8], profile: &Profile) -> Filter {
+        let instructions = program
+            .chunks_exact(8)
+            .map(|i| (u16::from_ne_bytes([i[0], i[1]]), i[2], i[3], u32::from_ne_bytes([i[4], i[5], i[6], i[7]])))
+            .collect();
+        Filter { flags: profile.flags, listener: profile.listener.clone(), instructions }
+    }
+
+    /// The program as bytes, as the kernel has it in memory.
+    pub(super) fn bytes(&self) -> Vec<u8> {
+        let bytes = |&(code, jt, jf, k): &(u16, u8, u8, u32)| {
+            let ([c0, c1], [k0, k1, k2, k3]) = (code.to_ne_bytes(), k.to_ne_bytes());
+            [c0, c1, jt, jf, k0, k1, k2, k3]
+        };
+        self.instructions.iter().flat_map(bytes).collect()
+    }
+
     /// The program.
     pub fn program(&self) -> Vec<SockFilter> {
         self.instructions.iter().map(|&(code, jt, jf, k)| SockFilter { code, jt, jf, k }).collect()
@@ -60,8 +78,7 @@ pub fn compile(profile: &Profile) -> Result<Filter> {
     }
     let file = memfd()?;
     context.export_bpf(&file).map_err(bad("linux.seccomp".into()))?;
-    let mut filter = read(file, profile.flags)?;
-    filter.listener = profile.listener.clone();
+    let mut filter = Filter::new(&read(file)?, profile);
     let mut instructions = unknown_calls(profile);
     instructions.append(&mut filter.instructions);
     filter.instructions = instructions;
@@ -139,14 +156,10 @@ fn memfd() -> Result<std::fs::File> {
     Ok(fd.into())
 }
 
-fn read(mut file: std::fs::File, flags: u32) -> Result<Filter> {
+fn read(mut file: std::fs::File) -> Result<Vec<u8>> {
     let mut bytes = Vec::new();
     file.rewind().and_then(|()| file.read_to_end(&mut bytes)).map_err(|e| Error::io("read seccomp program", &e))?;
-    let instructions = bytes
-        .chunks_exact(8)
-        .map(|i| (u16::from_ne_bytes([i[0], i[1]]), i[2], i[3], u32::from_ne_bytes([i[4], i[5], i[6], i[7]])))
-        .collect();
-    Ok(Filter { flags, listener: None, instructions })
+    Ok(bytes)
 }
 
 fn one_rule(args: &[LinuxSeccompArg]) -> Option<Vec<ScmpArgCompare>> {

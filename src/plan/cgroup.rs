@@ -80,6 +80,8 @@ pub struct Write {
     pub field: String,
     /// A missing file is no error.
     pub optional: bool,
+    /// File and value of the same meaning, for another scheduler: one of the two files must be there.
+    pub other: Option<(String, String)>,
     /// The kernel may want the next write before this one (EINVAL, EBUSY): swap them then.
     pub swaps_with_next: bool,
 }
@@ -212,6 +214,7 @@ impl Writes {
             value: value.to_string(),
             field: field.into(),
             optional: false,
+            other: None,
             swaps_with_next: false,
         });
         self.list.last_mut().expect("just pushed")
@@ -383,11 +386,11 @@ fn block_io(w: &mut Writes, resources: &LinuxResources) -> Result<()> {
         let field = format!("{FIELD}.weight");
         if w.v2 {
             // BFQ has the spec's range; io.weight goes from 1 to 10000.
-            w.push("", "io.bfq.weight", weight, &field).optional = true;
-            w.push("", "io.weight", 1 + (weight - 10) * 9999 / 990, &field).optional = true;
+            let other = ("io.weight".into(), (1 + (weight - 10) * 9999 / 990).to_string());
+            w.push("", "io.bfq.weight", weight, &field).other = Some(other);
         } else {
-            w.push("blkio", "blkio.weight", weight, &field).optional = true;
-            w.push("blkio", "blkio.bfq.weight", weight, &field).optional = true;
+            w.push("blkio", "blkio.weight", weight, &field).other =
+                Some(("blkio.bfq.weight".into(), weight.to_string()));
         }
     }
     if let Some(weight) = io.leaf_weight().filter(|weight| *weight != 0 && !w.v2) {
@@ -399,8 +402,13 @@ fn block_io(w: &mut Writes, resources: &LinuxResources) -> Result<()> {
         let number = format!("{}:{}", device.major(), device.minor());
         if let Some(weight) = device.weight() {
             let weight = check(&format!("weightDevice[{at}].weight"), weight)?;
-            let file = if w.v2 { "io.bfq.weight" } else { "blkio.weight_device" };
-            w.both("blkio", file, format!("{number} {weight}"), &field);
+            let line = format!("{number} {weight}");
+            if w.v2 {
+                w.push("", "io.bfq.weight", line, &field);
+            } else {
+                let other = ("blkio.bfq.weight_device".into(), line.clone());
+                w.push("blkio", "blkio.weight_device", line, &field).other = Some(other);
+            }
         }
         if let Some(weight) = device.leaf_weight().filter(|_| !w.v2) {
             w.push("blkio", "blkio.leaf_weight_device", format!("{number} {weight}"), &field);

@@ -330,11 +330,12 @@ fn scheduler(field: &str, s: &Scheduler) -> Result<SchedAttr> {
         P::SchedIdle => 5,
         P::SchedDeadline => 6,
     };
-    let nice = s.nice().unwrap_or(0);
+    // The others have none: it is passed over, as runc does.
+    let has_nice = matches!(policy, P::SchedOther | P::SchedBatch);
+    let nice = s.nice().filter(|_| has_nice).unwrap_or(0);
     if !(-20..=19).contains(&nice) {
         return Err(Error::invalid(format!("{field}.nice"), format!("{nice} is not between -20 and 19")));
     }
-    // A policy without niceness takes no notice of it (sched_setattr(2)).
     let priority = s.priority().unwrap_or(0);
     if priority != 0 && !matches!(policy, P::SchedFifo | P::SchedRr) {
         let cause = "scheduler.priority can only be specified for SchedFIFO or SchedRR policy";

@@ -120,23 +120,6 @@ pub fn setgroups(groups: &[u32]) -> nix::Result<()> {
     Errno::result(unsafe { libc::syscall(libc::SYS_setgroups, groups.len(), groups.as_ptr()) }).map(drop)
 }
 
-/// Becomes root of the user namespace that this process is in; where that has no root, the first of its users, who can
-/// make files there. In a user namespace that was just entered its rights do not depend on who it is (capabilities(7)).
-pub fn become_namespace_root() -> nix::Result<()> {
-    let first = |file: &str| -> u32 {
-        let map = std::fs::read_to_string(file).unwrap_or_default();
-        map.lines().filter_map(|line| line.split_whitespace().next()?.parse().ok()).min().unwrap_or(0)
-    };
-    match setgid(0) {
-        Err(Errno::EINVAL) => setgid(first("/proc/self/gid_map"))?,
-        other => other?,
-    }
-    match setuid(0) {
-        Err(Errno::EINVAL) => setuid(first("/proc/self/uid_map")),
-        other => other,
-    }
-}
-
 /// setresuid(2) with the same id three times.
 pub fn setuid(uid: u32) -> nix::Result<()> {
     // SAFETY: takes no pointer.
@@ -335,12 +318,40 @@ impl CStrings {
     }
 }
 
-/// execve(2); returns only when it fails.
-pub fn execve(program: &CStr, argv: &CStrings, envp: &CStrings) -> Errno {
-    let (argv, envp) = (argv.pointers(), envp.pointers());
-    // SAFETY: both vectors are NULL-terminated and point to strings that live as long as argv and envp's owners.
-    unsafe { libc::execve(program.as_ptr(), argv.as_ptr(), envp.as_ptr()) };
-    Errno::last()
+/// A program with its arguments and environment, laid out for execve(2): its call takes nothing else, not even memory,
+/// which a seccomp filter may forbid to ask for.
+#[derive(Debug)]
+pub struct Execve {
+    program: CString,
+    env: CStrings,
+    argv_pointers: Vec<*const libc::c_char>,
+    env_pointers: Vec<*const libc::c_char>,
+    /// What `argv_pointers` points into; a string's bytes stay where they are when it is moved.
+    _argv: CStrings,
+}
+
+impl Execve {
+    /// Of these.
+    pub fn new(program: CString, argv: CStrings, env: CStrings) -> Self {
+        Self { argv_pointers: argv.pointers(), env_pointers: env.pointers(), program, env, _argv: argv }
+    }
+
+    /// What is to be executed.
+    pub fn program(&self) -> &CStr {
+        &self.program
+    }
+
+    /// The environment.
+    pub fn env(&self) -> &CStrings {
+        &self.env
+    }
+
+    /// Returns only when it fails.
+    pub fn run(&self) -> Errno {
+        // SAFETY: both vectors are NULL-terminated and point to strings that `self` owns.
+        unsafe { libc::execve(self.program.as_ptr(), self.argv_pointers.as_ptr(), self.env_pointers.as_ptr()) };
+        Errno::last()
+    }
 }
 
 /// _exit(2): no destructors, no atexit. For a child that shares its parent's buffers.

@@ -112,3 +112,20 @@ fn a_signal_is_told_by_its_number_real_time_ones_too() {
     }
     done(case);
 }
+
+#[test]
+fn capabilities_that_nobody_knows_are_passed_over_with_a_warning() {
+    let case = Case::new(&["sleep", "100"]).with(|spec| {
+        let caps = json!(["CAP_KILL", "CAP_MOONWALK"]);
+        spec["process"]["capabilities"] = json!({"bounding": caps, "effective": caps, "permitted": caps});
+    });
+    let warned = case.detached(&["run", "-d", &case.id]).ok().err;
+    assert!(warned.contains("CAP_MOONWALK"), "{warned}");
+    let seen = ["grep", "CapEff", "/proc/self/status"];
+    let args = [&["exec", "--cap", "CAP_NET_RAW", "--cap", "CAP_MARSWALK", &case.id][..], &seen].concat();
+    let done = case.cmd(&args).ok();
+    assert_eq!(done.out, "CapEff:\t0000000000002020\n");
+    assert!(done.err.contains("CAP_MARSWALK"), "{}", done.err);
+    case.cmd(&["delete", "--force", &case.id]).ok();
+    case.end();
+}

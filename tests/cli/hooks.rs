@@ -75,34 +75,53 @@ fn a_hook_has_its_own_arguments_and_environment() {
     let case = case.with(|spec| {
         spec["hooks"]["createRuntime"] = json!([
             {"path": "/bin/busybox", "args": ["sh", "-c", script, "zero", "one"], "env": ["A=b", "PATH=/bin"]},
-            {"path": "/bin/busybox", "args": ["sh", "-c", script.replace("busybox", "/bin/busybox")]},
         ]);
     });
-    let mut run = case.command(&["run", &case.id]);
-    skiff_test_support::run(run.env("FROM_THE_CALLER", "x"), "").ok();
+    case.run().ok();
     let text = std::fs::read_to_string(&out).unwrap();
     assert!(text.starts_with("zero one\nA=b\nPATH=/bin\n"), "{text}");
-    // The second one names none.
-    assert_eq!(text.matches("FROM_THE_CALLER=x").count(), 1, "{text}");
     case.end();
 }
 
+/// A hook that names no environment has that of who starts it: the runtime, or the container's init, whose is the
+/// container's. An empty one is empty.
 #[test]
-fn a_hook_in_the_container_has_the_environment_of_its_process() {
+fn a_hook_without_an_environment_inherits_one() {
     let case = Case::new(&["true"]);
-    std::fs::write(case.bundle.path().join("log"), "").unwrap();
-    let log = case.bundle.path().join("log").display().to_string();
+    let log = case.bundle.path().join("log");
+    std::fs::write(&log, "").unwrap();
+    let log = log.display().to_string();
     let case = case.with(|spec| {
         add_log(spec, &log);
-        spec["process"]["env"] = json!(["PATH=/bin", "OF_THE_PROCESS=y"]);
-        spec["hooks"]["createContainer"] = hook(&format!("env >>{log}"));
-        spec["hooks"]["startContainer"] = hook("env >>/log");
+        spec["process"]["env"].as_array_mut().unwrap().push(json!("OF_THE_CONTAINER=1"));
+        for kind in KINDS {
+            let file = if kind == "startContainer" { "/log" } else { &log };
+            let hook = |what: &str| {
+                let script =
+                    format!("echo {kind} {what} \"$OF_THE_CALLER\" \"$OF_THE_CONTAINER\" \"${{HOME-}}\" >>{file}");
+                json!({"path": "/bin/sh", "args": ["sh", "-c", script]})
+            };
+            let mut empty = hook("empty");
+            empty["env"] = json!([]);
+            spec["hooks"][kind] = json!([hook("absent"), empty]);
+        }
     });
     let mut run = case.command(&["run", &case.id]);
-    skiff_test_support::run(run.env("FROM_THE_CALLER", "x"), "").ok();
+    skiff_test_support::run(run.env("OF_THE_CALLER", "2").env("HOME", "/home/caller"), "").ok();
     let text = std::fs::read_to_string(&log).unwrap();
-    assert_eq!(text.matches("OF_THE_PROCESS=y").count(), 2, "{text}");
-    assert!(!text.contains("FROM_THE_CALLER"), "{text}");
+    for kind in KINDS {
+        let of = |what: &str| {
+            let start = format!("{kind} {what} ");
+            text.lines().find_map(|line| line.strip_prefix(&start)).unwrap_or_else(|| panic!("{start}: {text}"))
+        };
+        let want = match kind {
+            // Before anybody has looked into the container's passwd.
+            "createContainer" => " 1 ",
+            "startContainer" => " 1 /root",
+            _ => "2  /home/caller",
+        };
+        assert_eq!((of("absent"), of("empty")), (want, "  "), "{kind}");
+    }
     case.end();
 }
 

@@ -1,6 +1,7 @@
 //! What a container sees of its spec.
 
 use serde_json::json;
+use skiff_test_support::eventually;
 
 use super::{Case, is_skiff, seen};
 
@@ -206,29 +207,38 @@ fn a_user_namespace_has_its_maps() {
     case.end();
 }
 
+/// All rights in a user namespace come with it, not with an id.
 #[test]
 fn a_user_namespace_need_not_have_a_root() {
     if !is_skiff() {
+        // runc wants a root in it.
         return;
     }
-    let case =
-        Case::sh("id -u; id -g; cat /proc/self/uid_map; echo x >/dev/null; touch /tmp/mine; stat -c %u:%g /tmp/mine");
+    let script = "id -u; id -g; cat /proc/self/uid_map; echo x >/dev/null; touch /tmp/mine; stat -c %u:%g /tmp/mine";
+    let case = Case::new(&["sh", "-c", &format!("{script}; exec sleep 100")]);
     open_to_all(case.bundle.path());
     let case = case.with(|spec| {
-        add_user_namespace(spec);
-        spec["linux"]["uidMappings"] = json!([{"containerID": 1000, "hostID": 100_000, "size": 1}]);
-        spec["linux"]["gidMappings"] = json!([{"containerID": 1001, "hostID": 100_000, "size": 1}]);
+        let map = json!([{"containerID": 1000, "hostID": 100_000, "size": 1}]);
+        spec["linux"]["namespaces"].as_array_mut().unwrap().push(json!({"type": "user"}));
+        spec["linux"]["uidMappings"] = map.clone();
+        spec["linux"]["gidMappings"] = map;
         spec["linux"].as_object_mut().unwrap().remove("resources");
-        spec["process"]["user"] = json!({"uid": 1000, "gid": 1001});
-        spec["mounts"].as_array_mut().unwrap().retain(|mount| mount["destination"] != "/dev/pts");
-        spec["mounts"]
-            .as_array_mut()
-            .unwrap()
-            .push(json!({"destination": "/tmp", "type": "tmpfs", "source": "tmpfs", "options": ["mode=1777"]}));
+        spec["process"]["user"] = json!({"uid": 1000, "gid": 1000});
+        let mounts = spec["mounts"].as_array_mut().unwrap();
+        // The group of terminals, 5, has no id here.
+        mounts.iter_mut().filter(|mount| mount["destination"] == "/dev/pts").for_each(|mount| {
+            mount["options"] = json!(["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620"]);
+        });
+        mounts.push(json!({"destination": "/tmp", "type": "tmpfs", "source": "tmpfs"}));
     });
-    let out = case.run().ok().out;
-    let lines: Vec<Vec<&str>> = out.lines().map(|line| line.split_whitespace().collect()).collect();
-    assert_eq!(lines, [vec!["1000"], vec!["1001"], vec!["1000", "100000", "1"], vec!["1000:1001"]]);
+    case.detached(&["run", "-d", &case.id]).ok();
+    let log = case.bundle.path().join("out");
+    let lines = || std::fs::read_to_string(&log).unwrap_or_default();
+    eventually("it has said all", || lines().contains("1000:1000"));
+    let lines: Vec<_> = lines().split_whitespace().map(str::to_string).collect();
+    assert_eq!(lines, ["1000", "1000", "1000", "100000", "1", "1000:1000"]);
+    assert_eq!(case.cmd(&["exec", &case.id, "id", "-u"]).ok().out.trim(), "1000");
+    case.cmd(&["delete", "--force", &case.id]).ok();
     case.end();
 }
 

@@ -217,6 +217,66 @@ fn a_console_socket_takes_the_terminal() {
     case.end();
 }
 
+/// Who has the master is told by a hang-up that there is nobody at the other end.
+#[test]
+fn a_console_that_was_handed_over_hangs_up_when_the_rest_fails() {
+    use std::io::Read;
+    for (what, args, hook, script) in [
+        ("a create", &["create", "--pid-file", "no/such/dir"][..], "", "true"),
+        ("a hook", &["run", "-d"], "exit 3", "true"),
+        // It has left a child behind.
+        ("a hook with a child", &["run", "-d"], "sleep 1000 & exit 3", "true"),
+        ("a start", &["run", "-d"], "", "no program"),
+    ] {
+        if args[0] == "run" && !super::is_skiff() {
+            // runc has said that it runs by then.
+            continue;
+        }
+        let case = Case::new(&["/tmp/program"]).with(|spec| spec["process"]["terminal"] = json!(true));
+        let program = case.bundle.rootfs().join("tmp/program");
+        std::fs::write(&program, if script == "true" { "#!/bin/sh\n" } else { "?" }).unwrap();
+        std::fs::set_permissions(&program, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+        let case = case.with(|spec| {
+            if !hook.is_empty() {
+                spec["hooks"]["startContainer"] = json!([{"path": "/bin/sh", "args": ["sh", "-c", hook]}]);
+            }
+        });
+        let socket = case.bundle.path().join("console.sock");
+        let listener = std::os::unix::net::UnixListener::bind(&socket).unwrap();
+        let args = [args, &["--console-socket", socket.to_str().unwrap(), &case.id]].concat();
+        case.detached(&args).failed();
+        let (mut stream, _) = listener.accept().unwrap();
+        let (_, mut master) = skiff_test_support::receive_console_of(&stream);
+        let mut rest = Vec::new();
+        assert_eq!(stream.read_to_end(&mut rest).unwrap(), 0, "{what}: the socket's end");
+        let err = master.read_to_end(&mut rest).unwrap_err();
+        assert_eq!(err.raw_os_error(), Some(libc::EIO), "{what}: {rest:?}");
+        case.end();
+    }
+}
+
+/// So does that of an exec whose pidfd nobody takes.
+#[test]
+fn a_console_of_an_exec_hangs_up_when_the_rest_fails() {
+    use std::io::Read;
+    if !super::since(2) {
+        // runc has the pidfd socket since 1.2.
+        return;
+    }
+    let case = Case::new(&["sleep", "100"]);
+    case.detached(&["run", "-d", &case.id]).ok();
+    let socket = case.bundle.path().join("console.sock");
+    let listener = std::os::unix::net::UnixListener::bind(&socket).unwrap();
+    let args = ["exec", "-d", "-t", "--console-socket", socket.to_str().unwrap(), "--pidfd-socket", "no/such/socket"];
+    let args = [&args[..], &[&case.id, "sh", "-c", "sleep 1000 & exec sleep 1000"]].concat();
+    case.detached(&args).failed();
+    let (_, mut master) = skiff_test_support::receive_console(&listener);
+    let err = master.read_to_end(&mut Vec::new()).unwrap_err();
+    assert_eq!(err.raw_os_error(), Some(libc::EIO));
+    case.cmd(&["delete", "--force", &case.id]).ok();
+    case.end();
+}
+
 #[test]
 fn who_waits_for_a_terminal_sees_that_none_comes() {
     let case = Case::new(&["no-such-program"]).with(|spec| spec["process"]["terminal"] = json!(true));

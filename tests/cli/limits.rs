@@ -160,8 +160,37 @@ fn disks_have_their_files() {
         let want = format!("{device} rbps=1048576 wbps=2097152 riops=100 wiops=200");
         written(resources, &[("", "io.max", &want)]);
     }
-    // A weight needs a scheduler that knows weights; without one it is no error.
-    written(json!({"blockIO": {"weight": 500}}), &[]);
+}
+
+/// A weight needs a scheduler that knows weights.
+#[test]
+fn a_weight_of_disks_is_set_or_an_error() {
+    if !is_v1() || !skiff_test_support::has_controllers(&["io"]) {
+        return;
+    }
+    let probe = Case::new(&["sleep", "100"]);
+    probe.detached(&["run", "-d", &probe.id]).ok();
+    let files = ["blkio.weight", "blkio.bfq.weight"];
+    let groups = std::fs::read_to_string(format!("/proc/{}/cgroup", probe.state()["pid"])).unwrap();
+    let path = groups.lines().find_map(|line| line.split_once(":blkio:")).expect("a group of blkio").1;
+    let group = Path::new("/sys/fs/cgroup/blkio").join(path.trim_start_matches('/'));
+    let file = files.into_iter().find(|file| group.join(file).exists());
+    probe.cmd(&["delete", "--force", &probe.id]).ok();
+    probe.end();
+    if let Some(file) = file {
+        written(json!({"blockIO": {"weight": 500}}), &[("blkio", file, "500")]);
+        return;
+    }
+    for (block_io, files) in [
+        (json!({"weight": 500}), "blkio.weight nor blkio.bfq.weight"),
+        (
+            json!({"weightDevice": [{"major": 8, "minor": 0, "weight": 500}]}),
+            "blkio.weight_device nor blkio.bfq.weight_device",
+        ),
+    ] {
+        let err = refused(|spec| spec["linux"]["resources"]["blockIO"] = block_io);
+        assert!(!is_skiff() || err.contains(&format!("has neither {files}")), "{err}");
+    }
 }
 
 #[test]

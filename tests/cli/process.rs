@@ -33,8 +33,9 @@ fn every_scheduler_has_its_policy() {
         (json!({"policy": "SCHED_BATCH", "nice": 3}), "19,40,41", "3 0 3"),
         (json!({"policy": "SCHED_IDLE"}), "40,41", "0 5"),
         (json!({"policy": "SCHED_FIFO", "priority": 10}), "40,41", "10 1"),
-        // Niceness means nothing to it.
-        (json!({"policy": "SCHED_RR", "priority": 20, "nice": 1}), "40,41", "20 2"),
+        (json!({"policy": "SCHED_RR", "priority": 20}), "40,41", "20 2"),
+        (json!({"policy": "SCHED_RR", "priority": 20, "nice": 30}), "40,41", "20 2"),
+        (json!({"policy": "SCHED_IDLE", "nice": 7}), "40,41", "0 5"),
         (
             json!({"policy": "SCHED_DEADLINE", "runtime": 5 * ms, "deadline": 10 * ms, "period": 20 * ms}),
             "40,41",

@@ -169,6 +169,70 @@ fn the_default_action_has_its_errno() {
     }
 }
 
+/// A profile need allow nothing of what the runtime does on its way, but for what cannot be done before it is on: the execve,
+/// and without no_new_privs the wait for the start and the end of the rights that the filter took.
+#[test]
+#[cfg(target_arch = "x86_64")]
+fn the_strictest_of_profiles_lets_a_container_start() {
+    if !is_skiff() {
+        return;
+    }
+    // A static busybox's, to do nothing and to sleep.
+    let program = [
+        "arch_prctl",
+        "brk",
+        "clock_nanosleep",
+        "execve",
+        "exit_group",
+        "getrandom",
+        "getuid",
+        "mprotect",
+        "nanosleep",
+        "prctl",
+        "prlimit64",
+        "readlink",
+        "readlinkat",
+        "rseq",
+        "set_robust_list",
+        "set_tid_address",
+    ];
+    // By others than root busybox may be set-uid, and looks for its configuration.
+    let as_user = ["getgid", "newfstatat", "setgid", "setuid"];
+    for action in ["SCMP_ACT_ERRNO", "SCMP_ACT_KILL_PROCESS"] {
+        for (no_new_privs, more) in [(true, &[][..]), (false, &["capset", "read", "write"])] {
+            for uid in [0, 1000] {
+                let user = if uid == 0 { &[][..] } else { &as_user };
+                let names = [&program, more, user].concat();
+                let strict = |args: &[&str]| {
+                    Case::new(args).with(|spec| {
+                        spec["process"]["noNewPrivileges"] = json!(no_new_privs);
+                        spec["process"]["user"] = json!({"uid": uid, "gid": uid, "additionalGids": [5]});
+                        spec["process"]["rlimits"] = json!([{"type": "RLIMIT_CORE", "soft": 0, "hard": 0}]);
+                        spec["linux"]["seccomp"] = json!({"defaultAction": action,
+                            "syscalls": [{"names": names, "action": "SCMP_ACT_ALLOW"}]});
+                    })
+                };
+                let what = format!("{action}, no_new_privs {no_new_privs}, user {uid}");
+                let case = strict(&["true"]);
+                let done = case.run();
+                assert_eq!((done.code, done.err.as_str()), (0, ""), "{what}");
+                case.end();
+                let case = strict(&["sleep", "100"]);
+                case.detached(&["run", "-d", &case.id]).ok();
+                let done = case.cmd(&["exec", &case.id, "true"]);
+                assert_eq!((done.code, done.err.as_str()), (0, ""), "exec: {what}");
+                let status = std::fs::read_to_string(format!("/proc/{}/status", case.state()["pid"])).unwrap();
+                let field = |name| status.lines().find_map(|line| line.strip_prefix(name)).unwrap_or_default().trim();
+                // What the filter took is given back: CAP_AUDIT_WRITE, CAP_KILL, CAP_NET_BIND_SERVICE.
+                let held = if uid == 0 { "0000000020000420" } else { "0000000000000000" };
+                assert_eq!((field("CapPrm:"), field("CapEff:"), field("Seccomp:")), (held, held, "2"), "{what}");
+                case.cmd(&["delete", "--force", &case.id]).ok();
+                case.end();
+            }
+        }
+    }
+}
+
 #[test]
 fn every_operator_compares() {
     // Signals that are ignored by default, as the second argument of kill(2): CHLD 17, CONT 18, URG 23, WINCH 28.

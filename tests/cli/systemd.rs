@@ -441,6 +441,24 @@ fn a_systemd_that_does_not_answer_is_an_error_after_a_while() {
 
 #[test]
 #[ignore = "needs systemd as PID 1"]
+fn a_container_goes_when_systemd_does_not_answer() {
+    if !is_skiff() {
+        return;
+    }
+    let case = Case::systemd("system.slice");
+    case.begin();
+    let socket = case.bundle.path().join("bus");
+    let _silent = UnixListener::bind(&socket).expect("a socket");
+    let mut command = case.command(&["--systemd-cgroup", "delete", "--force", &case.id]);
+    command.env("DBUS_SYSTEM_BUS_ADDRESS", format!("unix:path={}", socket.display()));
+    let err = run(&mut command, "").ok().err;
+    let want = format!("stop unit \\\"{}\\\" of systemd: wait for systemd: it does not answer", case.unit());
+    assert!(err.contains(&want), "{err}");
+    case.end();
+}
+
+#[test]
+#[ignore = "needs systemd as PID 1"]
 fn a_failed_create_leaves_no_unit() {
     for change in [json!({"args": ["no-such-program"]}), json!({"cwd": "/bin/sh"})] {
         let case = Case::systemd("system.slice").with(|spec| {

@@ -5,7 +5,7 @@ use std::os::unix::net::UnixListener;
 use std::path::Path;
 use std::thread::JoinHandle;
 
-use crate::console::receive;
+use crate::console::receive_console_of;
 
 #[repr(C)]
 struct Notification {
@@ -38,7 +38,7 @@ pub fn seccomp_agent(socket: &Path, errno: i32) -> JoinHandle<String> {
     let listener = UnixListener::bind(socket).expect("bind the agent's socket");
     std::thread::spawn(move || {
         let (stream, _) = listener.accept().expect("accept");
-        let (text, fd) = receive(&stream);
+        let (text, fd) = receive_console_of(&stream);
         // SAFETY: the structs are plain data; the kernel wants the notification zeroed.
         let mut notification: Notification = unsafe { std::mem::zeroed() };
         // SAFETY: RECEIVE writes a notification.

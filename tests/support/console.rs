@@ -10,11 +10,14 @@ use std::os::unix::net::{UnixListener, UnixStream};
 /// When the message is not one descriptor with a name.
 pub fn receive_console(listener: &UnixListener) -> (String, File) {
     let (stream, _) = listener.accept().expect("a connection");
-    receive(&stream)
+    receive_console_of(&stream)
 }
 
 /// One message of text and its descriptor.
-pub(crate) fn receive(stream: &UnixStream) -> (String, File) {
+///
+/// # Panics
+/// When it is something else.
+pub fn receive_console_of(stream: &UnixStream) -> (String, File) {
     let mut name = vec![0u8; 64 << 10];
     let mut control = [0u64; 8];
     let mut iov = libc::iovec { iov_base: name.as_mut_ptr().cast(), iov_len: name.len() };

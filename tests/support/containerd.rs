@@ -86,8 +86,8 @@ impl Containerd {
     }
 
     /// Starts one with the CRI plugin, in a network of its own. It has the runtimes `test`; `path`, as containerd up to 2.2
-    /// asks only runtimes of the type `io.containerd.runc.v2` what they can, and this is one whose path is that of skiff; and
-    /// `built-in`, with options of skiff's own.
+    /// asks only runtimes of the type `io.containerd.runc.v2` what they can, and this is one whose path is that of skiff;
+    /// `runc`, the Go shim; and `built-in`, with options of skiff's own.
     pub fn start_cri(version: Version, shim: &Path, pods: Pods, driver: Driver) -> Containerd {
         let mut containerd = Containerd::new(version, shim, "k8s.io".into(), unique("cri"));
         containerd.driver = driver;
@@ -113,6 +113,7 @@ impl Containerd {
              [{cri}.containerd.runtimes.test]\nruntime_type = \"{runtime}\"\nsandboxer = {sandboxer}\n{annotations}\
              {options}\
              [{cri}.containerd.runtimes.path]\nruntime_type = \"io.containerd.runc.v2\"\n{path}{annotations}\
+             [{cri}.containerd.runtimes.runc]\nruntime_type = \"io.containerd.runc.v2\"\n\
              [{cri}.containerd.runtimes.built-in]\nruntime_type = \"{runtime}\"\n\
              [{cri}.containerd.runtimes.built-in.options]\nConfigPath = \"{at}/skiff.toml\"\n\
              [{cri}.cni]\nbin_dir = \"{CNI_PLUGINS}\"\nconf_dir = \"{at}/cni\"\n",

@@ -11,7 +11,7 @@ mod programs;
 
 pub use agent::seccomp_agent;
 pub use bundle::Bundle;
-pub use console::receive_console;
+pub use console::{receive_console, receive_console_of};
 pub use containerd::{Containerd, Driver, Pods, Version};
 pub use image::NAME as IMAGE;
 pub use leaks::LeakCheck;

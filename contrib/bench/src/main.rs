@@ -1,12 +1,13 @@
 //! The benchmark: skiff beside runc, crun and the Go shim, in turns within one run, as medians and ratios.
 //!
-//! `bench [--quick] [--json FILE] [--svg FILE] [cli] [shim] [memory] [output] [growth] [containerd] [soak]`, the last one
-//! only when it is asked for; SKIFF, SHIM, RUNC, CRUN, GO_SHIM and FLOOR name programs.
+//! `bench [--quick] [--json FILE] [--svg FILE] [cli] [shim] [memory] [output] [growth] [containerd] [pods] [soak]`, the
+//! last one only when it is asked for; SKIFF, SHIM, RUNC, CRUN, GO_SHIM and FLOOR name programs.
 
 mod cli;
 mod daemon;
 mod engine;
 mod picture;
+mod pods;
 mod shim;
 mod soak;
 
@@ -98,13 +99,14 @@ fn main() {
     words.retain(|word| word != "--quick");
     let wanted = |section: &str| words.is_empty() || words.iter().any(|word| word == section);
     let mut bench = Bench { rounds: if quick { 9 } else { 31 }, results: Vec::new(), noisy: false };
-    let sections: [(&str, Section); 6] = [
+    let sections: [(&str, Section); 7] = [
         ("cli", cli::run),
         ("shim", shim::lives),
         ("memory", shim::memory),
         ("output", shim::output),
         ("growth", cli::growth),
         ("containerd", engine::run),
+        ("pods", pods::run),
     ];
     for (name, run) in sections {
         if wanted(name) {

@@ -1,4 +1,4 @@
-//! The kubelet's side of the Container Runtime Interface, for the tests. Nothing else may depend on it.
+//! The kubelet's side of the Container Runtime Interface, for the tests and the benchmark. Nothing else may depend on it.
 
 /// The messages and the clients that are made from cri.proto.
 #[allow(missing_docs, clippy::all)]
