@@ -240,6 +240,29 @@ fn the_source_of_a_mount_in_a_user_namespace() {
     }
 }
 
+/// Those are opened by a child: its word of one that is not there is the same as ever.
+#[test]
+fn a_source_that_is_not_there() {
+    if !is_skiff() {
+        return;
+    }
+    let mut bundle = sleeper();
+    let map = serde_json::json!([{"containerID": 0, "hostID": 100_000, "size": 65536}]);
+    bundle.spec["linux"]["uidMappings"] = map.clone();
+    bundle.spec["linux"]["gidMappings"] = map;
+    bundle.spec["linux"]["namespaces"].as_array_mut().unwrap().push(serde_json::json!({"type": "user"}));
+    let mounts = bundle.spec["mounts"].as_array_mut().unwrap();
+    for source in ["/bin", "/no/such/source"] {
+        mounts.push(serde_json::json!({"destination": "/x", "type": "bind", "source": source, "options": ["rbind"]}));
+    }
+    let at = mounts.len() - 1;
+    let daemon = Daemon::with(bundle);
+    let Err(ttrpc::Error::RpcStatus(status)) = daemon.create() else { panic!("it is not there") };
+    let words = format!("mounts[{at}].source: open \"/no/such/source\": no such file or directory (ENOENT)");
+    assert!(status.message.starts_with(&words), "{}", status.message);
+    daemon.end();
+}
+
 #[test]
 fn the_program_of_an_exec() {
     if !is_skiff() {
