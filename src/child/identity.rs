@@ -287,8 +287,9 @@ fn executable(path: &CStr) -> nix::Result<()> {
     if stat.st_mode & libc::S_IFMT == libc::S_IFDIR {
         return Err(Errno::EISDIR);
     }
-    // The real ids are the effective ones by now. A filter that is on already may know nothing of this call.
-    match faccessat(nix::fcntl::AT_FDCWD, path, AccessFlags::X_OK, AtFlags::empty()) {
+    // By the effective rights, as execve(2) goes: for the real ones a user other than root has no capabilities. A filter that
+    // the runtime itself runs under may know nothing of this call.
+    match faccessat(nix::fcntl::AT_FDCWD, path, AccessFlags::X_OK, AtFlags::AT_EACCESS) {
         Err(Errno::EPERM | Errno::ENOSYS) if stat.st_mode & 0o111 != 0 => Ok(()),
         other => other,
     }

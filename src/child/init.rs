@@ -181,7 +181,8 @@ fn create(init: &mut Init<'_>, report: &Report) -> Result<Execve, Failure> {
         plan.hooks.create_container(),
         &init.state,
         "creating",
-        &plan.process.env,
+        // They are the host's programs in the host's root: what an image puts into the environment is not for them.
+        &sys::CStrings::new(Vec::new()),
     )?;
     init.mark("root");
     rootfs::enter(&plan.rootfs, &prepared)?;

@@ -380,6 +380,8 @@ fn begin(mut prepared: Prepared, options: Options) -> Result<Box<Underway>> {
     underway.session = Some(session);
     let cgroup = underway.prepared.made.cgroup.as_ref().expect("it was made above");
     cgroup.attach(pid)?;
+    underway.prepared.held = None;
+    let cgroup = underway.prepared.made.cgroup.as_ref().expect("it was made above");
     cgroup.apply(&underway.prepared.plan.cgroup)?;
     for (controller, path) in cgroups_of(pid)? {
         let mut root = Message::default();
@@ -607,7 +609,8 @@ impl Pending for Restoring {
             Stage::Unit(mut unit) => match unit.1.advance()? {
                 None => Stage::Unit(unit),
                 Some(path) => {
-                    let (mut prepared, _held, options) = *unit;
+                    let (mut prepared, held, options) = *unit;
+                    prepared.held = Some(held);
                     prepared.started(&path)?;
                     return self.go_on(make_mount_points(prepared, options)?);
                 }

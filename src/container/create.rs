@@ -114,6 +114,8 @@ pub(super) struct Prepared {
     pub(super) stdio: Option<[OwnedFd; 3]>,
     pub(super) preserve_fds: u32,
     pub(super) trace: Option<Trace>,
+    /// The process that keeps the unit of systemd until the init is in it.
+    pub(super) held: Option<chore::Held>,
 }
 
 #[derive(Debug)]
@@ -247,6 +249,7 @@ pub(super) fn prepare(request: Create, spec: &Spec, waits: bool) -> std::result:
             },
             preserve_fds: request.preserve_fds,
             trace: request.trace,
+            held: None,
         }),
         Err(err) => Err((Some(made), err)),
     }
@@ -350,7 +353,7 @@ impl Prepared {
 
     /// Makes the cgroup and clones the init.
     fn begin(self, opened: Option<Vec<(usize, OwnedFd)>>) -> std::result::Result<Box<Underway>, Failed> {
-        let Prepared { mut made, mut state, plan, gate, stdio, preserve_fds, trace } = self;
+        let Prepared { mut made, mut state, plan, gate, stdio, preserve_fds, trace, held: _held } = self;
         let mark = |step| trace.iter().for_each(|trace| trace.mark(Track::Parent, step));
         let deadline = (gate == Gate::Socket).then(|| Instant::now() + birth_limit(&plan));
         let cloned = make_cgroup(&plan, &mut made, &state, &mark).and_then(|()| {
@@ -622,8 +625,10 @@ impl Pending for Creating {
                         self.0 = Some(Stage::Unit(prepared, held));
                         Ok(None)
                     }
-                    // Only after that may the process go that has kept the unit.
-                    Ok(Some(())) => self.go_on(Creating::clone(*prepared, waits)?),
+                    Ok(Some(())) => {
+                        prepared.held = Some(held);
+                        self.go_on(Creating::clone(*prepared, waits)?)
+                    }
                     Err(err) if waits => self.go_on(Creating::undone(prepared.made, err)?),
                     Err(err) => Err(err),
                 }

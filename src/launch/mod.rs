@@ -319,8 +319,19 @@ impl Aim {
     }
 
     /// Back to this process's own namespaces.
-    fn done(self) -> nix::Result<()> {
-        self.restore.iter().try_for_each(|(fd, kind)| setns(fd.as_fd(), *kind))
+    fn done(mut self) -> nix::Result<()> {
+        std::mem::take(&mut self.restore).iter().try_for_each(|(fd, kind)| setns(fd.as_fd(), *kind))
+    }
+}
+
+impl Drop for Aim {
+    /// Also where a birth has failed on its way: what this process clones next is not for that container.
+    fn drop(&mut self) {
+        for (fd, kind) in &self.restore {
+            if let Err(errno) = setns(fd.as_fd(), *kind) {
+                log::error!("return to the runtime's namespaces: {}", crate::error::errno_text(errno));
+            }
+        }
     }
 }
 

@@ -83,8 +83,8 @@ fn a_hook_has_its_own_arguments_and_environment() {
     case.end();
 }
 
-/// A hook that names no environment has that of who starts it: the runtime, or the container's init, whose is the
-/// container's. An empty one is empty.
+/// A hook that names no environment has that of who starts it: the runtime, or the container's process. One that runs the
+/// host's programs on behalf of the container has none, as LD_PRELOAD of an image would be theirs (CVE-2025-23266).
 #[test]
 fn a_hook_without_an_environment_inherits_one() {
     let case = Case::new(&["true"]);
@@ -115,8 +115,9 @@ fn a_hook_without_an_environment_inherits_one() {
             text.lines().find_map(|line| line.strip_prefix(&start)).unwrap_or_else(|| panic!("{start}: {text}"))
         };
         let want = match kind {
-            // Before anybody has looked into the container's passwd.
-            "createContainer" => " 1 ",
+            // runc before 1.3 gives it that of the image.
+            "createContainer" if !is_skiff() => continue,
+            "createContainer" => "  ",
             "startContainer" => " 1 /root",
             _ => "2  /home/caller",
         };

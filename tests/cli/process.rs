@@ -261,3 +261,20 @@ fn every_memory_policy_is_set() {
         refused(|spec| spec["linux"]["memoryPolicy"] = json!({"mode": "MPOL_BIND", "nodes": "0", "flags": ["X"]}));
     assert!(!is_skiff() || err.contains("linux.memoryPolicy.flags[0]: "), "{err}");
 }
+
+#[test]
+fn a_user_with_the_right_to_it_runs_what_is_roots_alone() {
+    let case = Case::new(&["/own/busybox", "id", "-u"]);
+    let dir = case.bundle.rootfs().join("own");
+    std::fs::create_dir(&dir).unwrap();
+    std::fs::copy(case.bundle.rootfs().join("bin/busybox"), dir.join("busybox")).unwrap();
+    use std::os::unix::fs::PermissionsExt;
+    std::fs::set_permissions(&dir, std::fs::Permissions::from_mode(0o700)).unwrap();
+    let case = case.with(|spec| {
+        spec["process"]["user"] = json!({"uid": 1000, "gid": 1000});
+        let caps = json!(["CAP_DAC_OVERRIDE"]);
+        spec["process"]["capabilities"] = json!({"bounding": caps, "effective": caps, "permitted": caps});
+    });
+    assert_eq!(case.run().ok().out, "1000\n");
+    case.end();
+}
