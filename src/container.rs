@@ -567,7 +567,7 @@ impl Pending for Starting {
         if let Some(channel) = &mut self.channel {
             match channel.executed()? {
                 None if self.deadline.is_some_and(|deadline| Instant::now() >= deadline) => {
-                    let place = launch::hang::describe(self.pid).map_or(String::new(), |place| format!(", {place}"));
+                    let place = launch::hang::place(self.pid);
                     self.kill();
                     let text = format!("start {:?}: it does not run in time{place}", self.program);
                     return Err(Error::new(Kind::Timeout, text));

@@ -234,7 +234,11 @@ impl Dir {
 
     /// True while the container waits for its start.
     pub fn has_gate(&self) -> bool {
-        fs::metadata(&self.0).is_ok_and(|dir| dir.mode() & WAITS != 0) || self.0.join(GATE).exists()
+        self.is_marked() || self.0.join(GATE).exists()
+    }
+
+    fn is_marked(&self) -> bool {
+        fs::metadata(&self.0).is_ok_and(|dir| dir.mode() & WAITS != 0)
     }
 
     /// Makes the gate. Both FIFOs are opened for reading and writing, so that neither end waits for the other.
@@ -269,7 +273,7 @@ impl Dir {
 
     /// Removes the gate: the container has been started.
     pub fn remove_gate(&self) {
-        if fs::metadata(&self.0).is_ok_and(|dir| dir.mode() & WAITS != 0) {
+        if self.is_marked() {
             let _ = fs::set_permissions(&self.0, fs::Permissions::from_mode(MODE));
             return;
         }

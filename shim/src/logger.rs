@@ -95,7 +95,7 @@ impl Logger {
         if let Ok(ready) = tokio::time::timeout(limit, self.says_that_it_is()).await {
             return ready;
         }
-        let place = hang::describe(self.process.pid).map_or(String::new(), |place| format!(", {place}"));
+        let place = hang::place(self.process.pid);
         // It has nothing to write yet.
         let _ = self.process.kill(libc::SIGKILL);
         let text = format!("stdout: {:?} is not ready within {} s{place}", self.uri, limit.as_secs());

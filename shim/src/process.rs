@@ -189,7 +189,7 @@ impl Process {
     /// The error of one that was killed and does not die.
     pub fn undead(&self) -> Error {
         let pid = self.pid.get();
-        let place = skiff::launch::hang::describe(pid).map_or(String::new(), |place| format!(", {place}"));
+        let place = skiff::launch::hang::place(pid);
         Error::new(Kind::Timeout, format!("process {pid} was killed and does not die{place}"))
     }
 

@@ -85,10 +85,9 @@ impl Directory {
 
     /// The file by which a process enters alone, see [`super::Cgroup::doors`]; it stays open for the next one.
     pub fn door(&self) -> nix::Result<BorrowedFd<'_>> {
-        if self.door.get().is_none() {
-            let _ = self.door.set(self.file(door(self.is_v2()), OFlag::O_WRONLY)?);
-        }
-        self.door.get().map(AsFd::as_fd).ok_or(Errno::EBADF)
+        // A single thread that moves itself enters v1 by its own file.
+        let name = if self.is_v2() { "cgroup.procs" } else { "tasks" };
+        open_once(&self.door, || self.file(name, OFlag::O_WRONLY))
     }
 
     /// Its fd, if it is there.
@@ -230,9 +229,12 @@ impl Directory {
     }
 }
 
-/// The file of a directory, of v2 or v1, that a process writes `0` to in order to enter.
-pub fn door(v2: bool) -> &'static str {
-    if v2 { "cgroup.procs" } else { "tasks" }
+/// What `open` opens, from the first use on.
+pub fn open_once(cell: &OnceCell<OwnedFd>, open: impl FnOnce() -> nix::Result<OwnedFd>) -> nix::Result<BorrowedFd<'_>> {
+    match cell.get() {
+        Some(fd) => Ok(fd.as_fd()),
+        None => open().map(|fd| cell.get_or_init(|| fd).as_fd()),
+    }
 }
 
 /// Writes to a file of a cgroup, in one write.

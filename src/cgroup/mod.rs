@@ -20,7 +20,6 @@ use nix::sys::stat::Mode;
 use crate::plan::cgroup::{CgroupPlan, Write};
 use crate::{Error, Kind, Result};
 use dir::Directory;
-pub use dir::door;
 pub use oom::OomWatch;
 pub use stats::Stats;
 
@@ -44,12 +43,9 @@ struct Beside {
 
 impl Beside {
     fn door(&self) -> Result<BorrowedFd<'_>> {
-        if self.door.get().is_none() {
-            let file = nix::fcntl::open(&self.path, OFlag::O_WRONLY | OFlag::O_CLOEXEC, Mode::empty());
-            let file = file.map_err(|errno| Error::sys(format!("linux.intelRdt: open {:?}", self.path), errno))?;
-            let _ = self.door.set(file);
-        }
-        Ok(self.door.get().expect("it was set above").as_fd())
+        let open = || nix::fcntl::open(&self.path, OFlag::O_WRONLY | OFlag::O_CLOEXEC, Mode::empty());
+        dir::open_once(&self.door, open)
+            .map_err(|errno| Error::sys(format!("linux.intelRdt: open {:?}", self.path), errno))
     }
 }
 

@@ -27,7 +27,7 @@ pub fn notifies(filter: Filter<'_>) -> bool {
 
 /// What is to be done while the process is still the runtime's: enters its cgroup, leaves the caller's processors, and
 /// sets its score while it may still lower it. `lenient`: what is not allowed is no failure.
-pub fn settle<F: AsFd>(doors: &[F], score: Option<i32>, lenient: bool) -> Result<(), Failure> {
+pub fn settle(doors: &[BorrowedFd<'_>], score: Option<i32>, lenient: bool) -> Result<(), Failure> {
     let allowed = |done: nix::Result<usize>| match done {
         Err(Errno::EACCES | Errno::EPERM) if lenient => Ok(()),
         other => other.map(drop),

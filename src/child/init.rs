@@ -127,11 +127,8 @@ fn create(init: &mut Init<'_>, report: &Report) -> Result<Execve, Failure> {
     init.mark("cgroup");
     // In a user namespace of its own it may not lower its score: the parent does it.
     let score = plan.process.oom_score_adj.filter(|_| !plan.namespaces.makes(Kind::User));
-    if init.unshare.is_some() {
-        identity::settle(&later, score, plan.rootless)?;
-    } else {
-        identity::settle(&init.doors, score, plan.rootless)?;
-    }
+    let doors: Vec<_> = init.doors.iter().copied().chain(later.iter().map(AsFd::as_fd)).collect();
+    identity::settle(&doors, score, plan.rootless)?;
     drop(later);
     let init = &*init;
     if init.wait_for_parent {

@@ -490,7 +490,7 @@ impl Underway {
     /// The error of one that takes too long.
     fn late(&self) -> Error {
         let pid = self.session.as_ref().map_or(0, Session::pid);
-        let place = launch::hang::describe(pid).map_or(String::new(), |place| format!(", {place}"));
+        let place = launch::hang::place(pid);
         Error::new(Kind::Timeout, format!("restore: criu has not done it in time{place}"))
     }
 

@@ -594,8 +594,8 @@ impl Pending for Creating {
                 Ok(Some(_)) => self.go_on(Creating::undone(made, err)?),
                 Ok(None) if Instant::now() >= deadline => {
                     self.leave(made, process.pidfd.as_fd());
-                    let place = hang::describe(process.pid).unwrap_or_default();
-                    Err(err.context(format!("init process {} does not die, {place}", process.pid)))
+                    let place = hang::place(process.pid);
+                    Err(err.context(format!("init process {} does not die{place}", process.pid)))
                 }
                 Ok(None) => {
                     self.0 = Some(Stage::Dying(made, process, err, deadline));

@@ -53,7 +53,7 @@ impl Term {
         if Instant::now() < self.deadline {
             return Ok(());
         }
-        let place = hang::describe(process.pid).map_or(String::new(), |place| format!(", {place}"));
+        let place = hang::place(process.pid);
         let text = format!("{}: no answer within {} s{place}", self.what, self.limit.as_secs());
         Err(Error::new(Kind::Timeout, text))
     }
@@ -65,11 +65,8 @@ pub fn start(what: impl Into<String>, limit: Duration, work: impl FnOnce() -> Re
     let fail = |errno| Error::sys("start a chore", errno);
     let (answer, end) = nix::unistd::pipe2(OFlag::O_CLOEXEC).map_err(fail)?;
     let process = fork(end, |end| {
-        let text = match sys::close_others(&mut [end.as_raw_fd()]) {
-            Ok(()) => work().map_or_else(|err| format!("{:02}{err}", err.kind() as u8), |()| "ok".into()),
-            Err(errno) => format!("{:02}close descriptors: {errno}", Kind::System as u8),
-        };
-        let _ = std::fs::File::from(end).write_all(&text.as_bytes()[..text.len().min(MAX_TEXT as usize)]);
+        let done = close_but(&[end.as_fd()]).and_then(|()| work());
+        answer_with(&mut std::fs::File::from(end), done.map(|()| String::new()));
     })?;
     nix::fcntl::fcntl(&answer, nix::fcntl::FcntlArg::F_SETFL(OFlag::O_NONBLOCK)).map_err(fail)?;
     Ok(Chore { process, answer: answer.into(), answered: false, text: Vec::new(), term: Term::new(what, limit) })
@@ -115,11 +112,7 @@ pub fn hold(what: impl Into<String>, limit: Duration, work: impl FnOnce() -> Res
     let (answer, end) = std::os::unix::net::UnixStream::pair().map_err(|e| Error::io("start a chore", &e))?;
     let process = fork(end.into(), |end| {
         let end = std::os::unix::net::UnixStream::from(end);
-        let text = match sys::close_others(&mut [end.as_raw_fd()]) {
-            Ok(()) => work().map_or_else(|err| format!("{:02}{err}", err.kind() as u8), |text| format!("ok{text}")),
-            Err(errno) => format!("{:02}close descriptors: {errno}", Kind::System as u8),
-        };
-        let _ = (&end).write_all(&text.as_bytes()[..text.len().min(MAX_TEXT as usize)]);
+        answer_with(&mut &end, close_but(&[end.as_fd()]).and_then(|()| work()));
         let _ = end.shutdown(std::net::Shutdown::Write);
         // Ends also with the other side.
         let _ = (&end).read(&mut [0]);
@@ -141,24 +134,46 @@ impl Held {
 
     /// The text of the work, when it is done.
     pub fn advance(&mut self) -> Result<Option<String>> {
-        match (&self.answer).take(MAX_TEXT).read_to_end(&mut self.text) {
-            Ok(_) => {}
-            Err(err) if err.raw_os_error() == Some(Errno::EAGAIN as i32) => {
-                return self.term.check(&self.process).map(|()| None);
-            }
-            Err(err) => return Err(Error::io("read a chore's answer", &err)),
+        if !complete(&self.answer, &mut self.text)? {
+            return self.term.check(&self.process).map(|()| None);
         }
-        let text = String::from_utf8_lossy(&self.text);
-        match text.strip_prefix("ok") {
-            Some(text) => Ok(Some(text.to_string())),
-            None => Err(failure(&text).unwrap_or_else(|| Error::new(Kind::System, "a chore ended without an answer"))),
-        }
+        said(&self.text, || "a chore ended without an answer".into()).map(Some)
     }
 }
 
 impl Drop for Held {
     fn drop(&mut self) {
         kill(&self.process);
+    }
+}
+
+/// In the child: closes all but standard streams and `keep`.
+fn close_but(keep: &[BorrowedFd<'_>]) -> Result<()> {
+    let mut keep: Vec<_> = keep.iter().map(AsRawFd::as_raw_fd).collect();
+    sys::close_others(&mut keep).map_err(|errno| Error::new(Kind::System, format!("close descriptors: {errno}")))
+}
+
+/// In the child: writes what has come of it, for [`said`].
+fn answer_with(to: &mut impl Write, done: Result<String>) {
+    let text = done.map_or_else(|err| format!("{:02}{err}", err.kind() as u8), |text| format!("ok{text}"));
+    let _ = to.write_all(&text.as_bytes()[..text.len().min(MAX_TEXT as usize)]);
+}
+
+/// Reads on what a child answers; true when it is all there.
+fn complete(from: impl Read, text: &mut Vec<u8>) -> Result<bool> {
+    match from.take(MAX_TEXT).read_to_end(text) {
+        Ok(_) => Ok(true),
+        Err(err) if err.raw_os_error() == Some(Errno::EAGAIN as i32) => Ok(false),
+        Err(err) => Err(Error::io("read a chore's answer", &err)),
+    }
+}
+
+/// What a complete answer says; `nothing` is the error of none.
+fn said(text: &[u8], nothing: impl FnOnce() -> String) -> Result<String> {
+    let text = String::from_utf8_lossy(text);
+    match text.strip_prefix("ok") {
+        Some(text) => Ok(text.to_string()),
+        None => Err(failure(&text).unwrap_or_else(|| Error::new(Kind::System, nothing()))),
     }
 }
 
@@ -203,11 +218,7 @@ impl Pending for Chore {
 
     fn advance(&mut self) -> Result<Option<()>> {
         if !self.answered {
-            match (&self.answer).take(MAX_TEXT).read_to_end(&mut self.text) {
-                Ok(_) => self.answered = true,
-                Err(err) if err.raw_os_error() == Some(Errno::EAGAIN as i32) => {}
-                Err(err) => return Err(Error::io("read a chore's answer", &err)),
-            }
+            self.answered = complete(&self.answer, &mut self.text)?;
         }
         // What it has open, and its namespaces, go after the answer.
         let exit = if self.answered { self.process.try_wait()? } else { None };
@@ -220,12 +231,7 @@ impl Pending for Chore {
                 }
             };
         };
-        let text = String::from_utf8_lossy(&self.text);
-        if text == "ok" {
-            return Ok(Some(()));
-        }
-        Err(failure(&text)
-            .unwrap_or_else(|| Error::new(Kind::System, format!("a chore ended with status {}", exit.status))))
+        said(&self.text, || format!("a chore ended with status {}", exit.status)).map(|_| Some(()))
     }
 }
 
@@ -240,13 +246,10 @@ pub fn write_file(what: String, limit: Duration, input: OwnedFd, path: &Path, ma
     let (answer, end) = nix::unistd::pipe2(OFlag::O_CLOEXEC).map_err(fail)?;
     let text = what.clone();
     let process = fork(end, |end| {
-        let opened = sys::close_others(&mut [end.as_raw_fd(), input.as_raw_fd()]).map_err(fail);
-        let opened = opened.and_then(|()| open_to_append(&text, path, make_dirs));
-        let answer = opened.as_ref().map_or_else(|err| format!("{:02}{err}", err.kind() as u8), |_| "ok".into());
-        let _ = std::fs::File::from(end).write_all(answer.as_bytes());
-        if let Ok(file) = opened
-            && let Err(err) = copy(input, file)
-        {
+        let opened = close_but(&[end.as_fd(), input.as_fd()]).and_then(|()| open_to_append(&text, path, make_dirs));
+        let (file, done) = opened.map_or_else(|err| (None, Err(err)), |file| (Some(file), Ok(String::new())));
+        answer_with(&mut std::fs::File::from(end), done);
+        if let Some(Err(err)) = file.map(|file| copy(input, file)) {
             log::warn!("write to {path:?}: {err}");
         }
     })?;
@@ -296,18 +299,10 @@ impl Pending for Writer {
 
     fn advance(&mut self) -> Result<Option<()>> {
         let chore = &mut self.0;
-        match (&chore.answer).take(MAX_TEXT).read_to_end(&mut chore.text) {
-            Ok(_) => {}
-            Err(err) if err.raw_os_error() == Some(Errno::EAGAIN as i32) => {
-                return chore.term.check(&chore.process).map(|()| None);
-            }
-            Err(err) => return Err(Error::io("read a writer's answer", &err)),
+        if !complete(&chore.answer, &mut chore.text)? {
+            return chore.term.check(&chore.process).map(|()| None);
         }
-        let text = String::from_utf8_lossy(&chore.text);
-        if text == "ok" {
-            return Ok(Some(()));
-        }
-        Err(failure(&text).unwrap_or_else(|| Error::new(Kind::System, "a writer ended without an answer")))
+        said(&chore.text, || "a writer ended without an answer".into()).map(|_| Some(()))
     }
 }
 

@@ -157,7 +157,7 @@ impl Birth {
 
     /// The error of one that takes too long.
     pub(crate) fn late(&self) -> Error {
-        let place = super::hang::describe(self.pid()).map_or(String::new(), |place| format!(", {place}"));
+        let place = super::hang::place(self.pid());
         let program = self.plan.argv.as_slice()[0].to_string_lossy();
         Error::new(Kind::Timeout, format!("start {program:?}: it does not run in time{place}"))
     }

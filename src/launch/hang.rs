@@ -64,9 +64,14 @@ const CALLS: &[(libc::c_long, &str)] = &[
     (libc::SYS_poll, "poll"),
 ];
 
+/// What [`describe`] says, to go on with after what is said of a process; nothing, when there is nothing to say.
+pub fn place(pid: i32) -> String {
+    describe(pid).map_or(String::new(), |place| format!(", {place}"))
+}
+
 /// E.g. `hangs in umount2`; of a process that waits for a child of its own, `"cat" hangs in openat`. None of one that runs,
 /// or has ended.
-pub fn describe(pid: i32) -> Option<String> {
+fn describe(pid: i32) -> Option<String> {
     let child = std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap_or_default();
     let child = child.split_whitespace().next().and_then(|pid| pid.parse().ok());
     if let Some((child, place)) = child.and_then(|child| Some((child, call(child)?))) {

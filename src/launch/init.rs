@@ -528,7 +528,7 @@ impl Birth {
 
     /// The error of one that takes too long.
     pub(crate) fn late(&self) -> Error {
-        let place = super::hang::describe(self.pid()).map_or(String::new(), |place| format!(", {place}"));
+        let place = super::hang::place(self.pid());
         Error::new(crate::Kind::Timeout, format!("init process: not at its gate in time{place}"))
     }
 

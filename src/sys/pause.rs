@@ -32,10 +32,9 @@ impl Layout {
     /// When procfs is not there.
     pub fn read() -> std::io::Result<Layout> {
         // The program's name, and the paths of its files, may be no UTF-8.
-        let read = |path: &str| Ok(String::from_utf8_lossy(&std::fs::read(path)?).into_owned());
-        let (maps, stat): (std::io::Result<String>, std::io::Result<String>) =
-            (read("/proc/self/maps"), read("/proc/self/stat"));
-        Layout::parse(&maps?, &stat?).ok_or_else(|| std::io::Error::other("/proc/self/stat is not as expected"))
+        let read = |path| std::fs::read(path).map(|text| String::from_utf8_lossy(&text).into_owned());
+        Layout::parse(&read("/proc/self/maps")?, &read("/proc/self/stat")?)
+            .ok_or_else(|| std::io::Error::other("/proc/self/stat is not as expected"))
     }
 
     fn parse(maps: &str, stat: &str) -> Option<Layout> {

@@ -321,10 +321,7 @@ fn a_bind_mount_has_the_attributes_that_are_named() {
             let mount = json!({"destination": "/mnt", "type": "bind", "source": source, "options": options});
             spec["mounts"].as_array_mut().unwrap().push(mount);
             if user_namespace {
-                spec["linux"]["namespaces"].as_array_mut().unwrap().push(json!({"type": "user"}));
-                let map = json!([{"containerID": 0, "hostID": 100_000, "size": 65536}]);
-                spec["linux"]["uidMappings"] = map.clone();
-                spec["linux"]["gidMappings"] = map;
+                skiff_test_support::add_user_namespace(spec);
             }
         });
         let done = case.run();

@@ -1,7 +1,7 @@
 //! What a container sees of its spec.
 
 use serde_json::json;
-use skiff_test_support::eventually;
+use skiff_test_support::{add_user_namespace, eventually};
 
 use super::{Case, is_skiff, seen};
 
@@ -191,10 +191,7 @@ fn a_user_namespace_has_its_maps() {
     std::fs::write(data.join("f"), "shared\n").unwrap();
     open_to_all(case.bundle.path());
     let case = case.with(|spec| {
-        spec["linux"]["namespaces"].as_array_mut().unwrap().push(json!({"type": "user"}));
-        let map = json!([{"containerID": 0, "hostID": 100_000, "size": 65536}]);
-        spec["linux"]["uidMappings"] = map.clone();
-        spec["linux"]["gidMappings"] = map;
+        add_user_namespace(spec);
         spec["linux"].as_object_mut().unwrap().remove("resources");
         spec["root"]["readonly"] = json!(false);
         let mounts = spec["mounts"].as_array_mut().unwrap();
@@ -240,14 +237,6 @@ fn a_user_namespace_need_not_have_a_root() {
     assert_eq!(case.cmd(&["exec", &case.id, "id", "-u"]).ok().out.trim(), "1000");
     case.cmd(&["delete", "--force", &case.id]).ok();
     case.end();
-}
-
-/// A user namespace whose ids are 100000 and on.
-pub fn add_user_namespace(spec: &mut serde_json::Value) {
-    spec["linux"]["namespaces"].as_array_mut().unwrap().push(json!({"type": "user"}));
-    let map = json!([{"containerID": 0, "hostID": 100_000, "size": 65536}]);
-    spec["linux"]["uidMappings"] = map.clone();
-    spec["linux"]["gidMappings"] = map;
 }
 
 /// The ids of a user namespace must get through to the bundle.

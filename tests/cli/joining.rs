@@ -28,7 +28,7 @@ fn holder(user: bool) -> Case {
             spec["linux"]["timeOffsets"] = json!({"boottime": {"secs": 7_000_000}, "monotonic": {"secs": 5_000_000}});
         }
         if user {
-            crate::inside::add_user_namespace(spec);
+            skiff_test_support::add_user_namespace(spec);
         }
     });
     case.detached(&["run", "-d", &case.id]).ok();

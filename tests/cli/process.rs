@@ -198,7 +198,7 @@ fn users_that_a_user_namespace_has_not_are_refused() {
         let case = Case::new(&["true"]);
         crate::inside::open_to_all(case.bundle.path());
         let case = case.with(|spec| {
-            crate::inside::add_user_namespace(spec);
+            skiff_test_support::add_user_namespace(spec);
             spec["process"]["user"][field] = json!(id);
         });
         let err = case.run().failed().err;

@@ -243,11 +243,8 @@ fn delegated(script: &str, options: &[&str]) -> Case {
     let case = Case::sh(script);
     crate::inside::open_to_all(case.bundle.path());
     case.with(|spec| {
-        let namespaces = spec["linux"]["namespaces"].as_array_mut().expect("namespaces");
-        namespaces.extend([json!({"type": "user"}), json!({"type": "cgroup"})]);
-        let map = json!([{"containerID": 0, "hostID": 100_000, "size": 65536}]);
-        spec["linux"]["uidMappings"] = map.clone();
-        spec["linux"]["gidMappings"] = map;
+        skiff_test_support::add_user_namespace(spec);
+        spec["linux"]["namespaces"].as_array_mut().expect("namespaces").push(json!({"type": "cgroup"}));
         for mount in spec["mounts"].as_array_mut().expect("mounts") {
             if mount["destination"] == "/sys/fs/cgroup" {
                 mount["options"] = json!(options);

@@ -47,15 +47,7 @@ pub fn sh(script: &str) -> ContainerConfig {
 
 /// What runs a program of busybox.
 pub fn program(args: &[&str]) -> ContainerConfig {
-    let name = unique("c");
-    ContainerConfig {
-        metadata: Some(cri::ContainerMetadata { name: name.clone(), attempt: 0 }),
-        image: Some(cri::ImageSpec { image: IMAGE.into() }),
-        command: args.iter().map(ToString::to_string).collect(),
-        log_path: format!("{name}.log"),
-        linux: Some(cri::LinuxContainerConfig::default()),
-        ..ContainerConfig::default()
-    }
+    skiff_cri_client::container(&unique("c"), IMAGE, args)
 }
 
 /// What waits to be killed. As PID 1 it has no handler: only SIGKILL ends it.
@@ -106,21 +98,8 @@ impl Node {
     /// What a pod is asked for with.
     pub fn pod_config(&self) -> PodSandboxConfig {
         let name = unique("pod");
-        let mut config = PodSandboxConfig {
-            metadata: Some(cri::PodSandboxMetadata {
-                name: name.clone(),
-                uid: name.clone(),
-                namespace: "default".into(),
-                attempt: 0,
-            }),
-            hostname: name.clone(),
-            log_directory: self.containerd.dir().join("logs").join(name).display().to_string(),
-            linux: Some(cri::LinuxPodSandboxConfig {
-                cgroup_parent: self.containerd.pod_parent(),
-                ..cri::LinuxPodSandboxConfig::default()
-            }),
-            ..PodSandboxConfig::default()
-        };
+        let logs = self.containerd.dir().join("logs").join(&name).display().to_string();
+        let mut config = skiff_cri_client::pod(&name, logs, self.containerd.pod_parent());
         if self.pods == Pods::BuiltIn {
             config.annotations.insert("io.containerd.skiff.builtin-pause".into(), "true".into());
         }

@@ -9,7 +9,7 @@ use std::path::Path;
 use containerd_shim_protos::api::CreateTaskRequest;
 use containerd_shim_protos::ttrpc::{self, Code};
 use containerd_shim_protos::types::mount::Mount;
-use skiff_test_support::{Bundle, eventually, unique};
+use skiff_test_support::{Bundle, add_user_namespace, eventually, unique};
 
 use crate::blocked::{bind, create, image, nobody_else_waits};
 use crate::daemon::{Container, Daemon, Form, context, is_skiff, refused};
@@ -201,25 +201,24 @@ fn what_a_failed_create_has_mounted() {
     daemon.end();
 }
 
+/// A container with a user namespace, for which these are bound.
+fn with_sources(sources: &[&Path]) -> Bundle {
+    let mut bundle = sleeper();
+    add_user_namespace(&mut bundle.spec);
+    let bound =
+        |source| serde_json::json!({"destination": "/x", "type": "bind", "source": source, "options": ["rbind"]});
+    bundle.spec["mounts"].as_array_mut().unwrap().extend(sources.iter().map(bound));
+    bundle
+}
+
 #[test]
 fn the_source_of_a_mount_in_a_user_namespace() {
     if !is_skiff() {
         return;
     }
-    let wedge_in = |wedge: &Path| {
-        let mut bundle = sleeper();
-        let map = serde_json::json!([{"containerID": 0, "hostID": 100_000, "size": 65536}]);
-        bundle.spec["linux"]["uidMappings"] = map.clone();
-        bundle.spec["linux"]["gidMappings"] = map;
-        bundle.spec["linux"]["namespaces"].as_array_mut().unwrap().push(serde_json::json!({"type": "user"}));
-        let mounts = bundle.spec["mounts"].as_array_mut().unwrap();
-        let source = wedge.join("x");
-        mounts.push(serde_json::json!({"destination": "/x", "type": "bind", "source": source, "options": ["rbind"]}));
-        bundle
-    };
     for patient in [true, false] {
         let wedge = RefCell::new(Wedge::new());
-        let bundle = wedge_in(wedge.borrow().path());
+        let bundle = with_sources(&[&wedge.borrow().path().join("x")]);
         let daemon = if patient { Daemon::with(bundle) } else { impatient(bundle) };
         if patient {
             let (hangs, release) = (|| wedge.borrow_mut().wait(), || wedge.borrow_mut().abort());
@@ -246,16 +245,8 @@ fn a_source_that_is_not_there() {
     if !is_skiff() {
         return;
     }
-    let mut bundle = sleeper();
-    let map = serde_json::json!([{"containerID": 0, "hostID": 100_000, "size": 65536}]);
-    bundle.spec["linux"]["uidMappings"] = map.clone();
-    bundle.spec["linux"]["gidMappings"] = map;
-    bundle.spec["linux"]["namespaces"].as_array_mut().unwrap().push(serde_json::json!({"type": "user"}));
-    let mounts = bundle.spec["mounts"].as_array_mut().unwrap();
-    for source in ["/bin", "/no/such/source"] {
-        mounts.push(serde_json::json!({"destination": "/x", "type": "bind", "source": source, "options": ["rbind"]}));
-    }
-    let at = mounts.len() - 1;
+    let bundle = with_sources(&[Path::new("/bin"), Path::new("/no/such/source")]);
+    let at = bundle.spec["mounts"].as_array().unwrap().len() - 1;
     let daemon = Daemon::with(bundle);
     let Err(ttrpc::Error::RpcStatus(status)) = daemon.create() else { panic!("it is not there") };
     let words = format!("mounts[{at}].source: open \"/no/such/source\": no such file or directory (ENOENT)");

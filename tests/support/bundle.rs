@@ -33,6 +33,14 @@ pub fn fill_rootfs(rootfs: &Path) {
     std::fs::write(rootfs.join("etc/group"), "root:x:0:\nmembers:x:50000:member\n").expect("write group");
 }
 
+/// A user namespace whose ids are 100000 and on.
+pub fn add_user_namespace(spec: &mut Value) {
+    spec["linux"]["namespaces"].as_array_mut().expect("namespaces").push(json!({"type": "user"}));
+    let map = json!([{"containerID": 0, "hostID": 100_000, "size": 65536}]);
+    spec["linux"]["uidMappings"] = map.clone();
+    spec["linux"]["gidMappings"] = map;
+}
+
 impl Bundle {
     /// With runc's default spec, without a terminal, running `args`.
     pub fn new(args: &[&str]) -> Bundle {

@@ -2,13 +2,12 @@
 
 use skiff_test_support::{Containerd, Version, unique};
 
-use crate::{Bench, milliseconds, program};
+use crate::shim::own;
+use crate::{Bench, milliseconds};
 
 /// `ctr run --rm`, 100 containers 10 at a time, `ctr tasks exec`.
 pub fn run(bench: &mut Bench) {
-    let default = std::fs::canonicalize("target/release/containerd-shim-skiff-v2");
-    let default = default.map_or_else(|_| String::new(), |path| path.display().to_string());
-    let shim = program("SHIM", &default).expect("the shim is built (SHIM names it)");
+    let shim = own().expect("the shim is built (SHIM names it)");
     let containerd = Containerd::start(Version::V1, &shim);
     let runtimes = [("skiff", "io.containerd.skiff.v2"), ("Go shim", "io.containerd.runc.v2")];
     let one = |runtime: &str| {

@@ -3,8 +3,8 @@
 use skiff_cri_client::{Client, cri};
 use skiff_test_support::{Containerd, Driver, IMAGE, Pods, Version, eventually, unique};
 
-use crate::shim::rollup;
-use crate::{Bench, Contender, milliseconds, program};
+use crate::shim::{own, rollup};
+use crate::{Bench, Contender, milliseconds};
 
 /// One call of the runtime service.
 macro_rules! call {
@@ -21,12 +21,6 @@ struct Node {
     client: Client,
 }
 
-/// A pod with one container.
-struct Pod {
-    id: String,
-    pids: Vec<i32>,
-}
-
 impl Node {
     fn new(version: Version, pods: Pods, shim: &std::path::Path) -> Node {
         let containerd = Containerd::start_cri(version, shim, pods, Driver::Cgroupfs);
@@ -35,34 +29,14 @@ impl Node {
         Node { containerd, client }
     }
 
-    /// Runs a pod with a container in it by the runtime that `handler` names.
-    fn run(&self, handler: &str) -> Pod {
+    /// Runs a pod with a container in it by the runtime that `handler` names; its id.
+    fn run(&self, handler: &str) -> String {
         let name = unique("pod");
-        let config = cri::PodSandboxConfig {
-            metadata: Some(cri::PodSandboxMetadata {
-                name: name.clone(),
-                uid: name.clone(),
-                namespace: "default".into(),
-                attempt: 0,
-            }),
-            hostname: name.clone(),
-            log_directory: self.containerd.dir().join("logs").join(&name).display().to_string(),
-            linux: Some(cri::LinuxPodSandboxConfig {
-                cgroup_parent: self.containerd.pod_parent(),
-                ..cri::LinuxPodSandboxConfig::default()
-            }),
-            ..cri::PodSandboxConfig::default()
-        };
+        let logs = self.containerd.dir().join("logs").join(&name).display().to_string();
+        let config = skiff_cri_client::pod(&name, logs, self.containerd.pod_parent());
         let request = cri::RunPodSandboxRequest { config: Some(config.clone()), runtime_handler: handler.into() };
         let id = call!(self, run_pod_sandbox, request).pod_sandbox_id;
-        let container = cri::ContainerConfig {
-            metadata: Some(cri::ContainerMetadata { name: "c".into(), attempt: 0 }),
-            image: Some(cri::ImageSpec { image: IMAGE.into() }),
-            command: ["sleep", "1000"].map(str::to_string).to_vec(),
-            log_path: "c.log".into(),
-            linux: Some(cri::LinuxContainerConfig::default()),
-            ..cri::ContainerConfig::default()
-        };
+        let container = skiff_cri_client::container("c", IMAGE, &["sleep", "1000"]);
         let request = cri::CreateContainerRequest {
             pod_sandbox_id: id.clone(),
             config: Some(container),
@@ -70,34 +44,33 @@ impl Node {
         };
         let container_id = call!(self, create_container, request).container_id;
         call!(self, start_container, cri::ContainerRequest { container_id });
-        Pod { id, pids: Vec::new() }
+        id
     }
 
-    fn end(&self, pod: Pod) {
-        let request = || cri::PodRequest { pod_sandbox_id: pod.id.clone() };
+    fn end(&self, pod: String) {
+        let request = || cri::PodRequest { pod_sandbox_id: pod.clone() };
         call!(self, stop_pod_sandbox, request());
         call!(self, remove_pod_sandbox, request());
     }
 
-    /// The processes that a pod has beside that of its container: its shim and its pause process.
-    fn overhead(&self, pod: &mut Pod, before: &[i32]) {
-        pod.pids = self.containerd.shims().into_iter().filter(|pid| !before.contains(pid)).collect();
-        let shims = pod.pids.clone();
-        for shim in shims {
+    /// The processes that a pod that was not there `before` has beside that of its container: its shim and its pause process.
+    fn overhead(&self, before: &[i32]) -> Vec<i32> {
+        let shims = self.containerd.shims().into_iter().filter(|pid| !before.contains(pid));
+        let mut pids: Vec<i32> = shims.collect();
+        for shim in pids.clone() {
             let path = format!("/proc/{shim}/task/{shim}/children");
             let children = std::fs::read_to_string(path).unwrap_or_default();
             let children = children.split_whitespace().filter_map(|pid| pid.parse::<i32>().ok());
             let name = |pid: i32| std::fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
-            pod.pids.extend(children.filter(|pid| name(*pid).trim() != "sleep"));
+            pids.extend(children.filter(|pid| name(*pid).trim() != "sleep"));
         }
+        pids
     }
 }
 
 /// Start of a pod with a container, and what it holds beside that container.
 pub fn run(bench: &mut Bench) {
-    let default = std::fs::canonicalize("target/release/containerd-shim-skiff-v2");
-    let default = default.map_or_else(|_| String::new(), |path| path.display().to_string());
-    let shim = program("SHIM", &default).expect("the shim is built (SHIM names it)");
+    let shim = own().expect("the shim is built (SHIM names it)");
     let with_pause = Node::new(Version::V2, Pods::Image, &shim);
     let without = Node::new(Version::V2, Pods::Shim, &shim);
     let contenders = [
@@ -118,13 +91,12 @@ pub fn run(bench: &mut Bench) {
     bench.compare_rounds("pods through CRI: start of one with a container", "ms", bench.rounds.min(15), starts.into());
     let held = contenders.map(|(_, node, handler)| {
         let before = node.containerd.shims();
-        let mut pod = node.run(handler);
+        let pod = node.run(handler);
         std::thread::sleep(std::time::Duration::from_secs(1));
-        node.overhead(&mut pod, &before);
-        let memory = pod.pids.iter().map(|pid| rollup(*pid, "Private_Dirty:")).sum::<f64>();
-        let count = pod.pids.len();
+        let pids = node.overhead(&before);
+        let memory = pids.iter().map(|pid| rollup(*pid, "Private_Dirty:")).sum::<f64>();
         node.end(pod);
-        (count as f64, memory)
+        (pids.len() as f64, memory)
     });
     let each = |pick: fn(&(f64, f64)) -> f64| -> Vec<Contender<'_>> {
         let names = contenders.map(|(name, ..)| name);

@@ -8,13 +8,17 @@ use skiff_test_support::{Bundle, unique};
 use crate::daemon::{Daemon, LOG};
 use crate::{Bench, Contender, milliseconds, program};
 
-/// Those that are measured, by name.
-pub fn shims() -> Vec<(&'static str, PathBuf)> {
+/// skiff's own.
+pub fn own() -> Option<PathBuf> {
     let default = "target/release/containerd-shim-skiff-v2";
     let default = std::fs::canonicalize(default).map_or_else(|_| default.to_string(), |p| p.display().to_string());
-    let all = [("skiff", "SHIM", default.as_str()), ("Go shim", "GO_SHIM", "containerd-shim-runc-v2")];
-    let found = all.map(|(name, variable, default)| program(variable, default).map(|path| (name, path)));
-    found.into_iter().flatten().collect()
+    program("SHIM", &default)
+}
+
+/// Those that are measured, by name.
+pub fn shims() -> Vec<(&'static str, PathBuf)> {
+    let all = [("skiff", own()), ("Go shim", program("GO_SHIM", "containerd-shim-runc-v2"))];
+    all.into_iter().filter_map(|(name, path)| path.map(|path| (name, path))).collect()
 }
 
 fn bundle(args: &[&str]) -> Bundle {

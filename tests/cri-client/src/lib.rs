@@ -15,6 +15,34 @@ use hyper_util::rt::TokioIo;
 pub use tonic::{Code, Status};
 use tonic::{Request, Response};
 
+/// What a pod is asked for with, at least.
+pub fn pod(name: &str, log_directory: String, cgroup_parent: String) -> cri::PodSandboxConfig {
+    cri::PodSandboxConfig {
+        metadata: Some(cri::PodSandboxMetadata {
+            name: name.into(),
+            uid: name.into(),
+            namespace: "default".into(),
+            attempt: 0,
+        }),
+        hostname: name.into(),
+        log_directory,
+        linux: Some(cri::LinuxPodSandboxConfig { cgroup_parent, ..cri::LinuxPodSandboxConfig::default() }),
+        ..cri::PodSandboxConfig::default()
+    }
+}
+
+/// What a container is asked for with, at least. It logs to `NAME.log`.
+pub fn container(name: &str, image: &str, command: &[&str]) -> cri::ContainerConfig {
+    cri::ContainerConfig {
+        metadata: Some(cri::ContainerMetadata { name: name.into(), attempt: 0 }),
+        image: Some(cri::ImageSpec { image: image.into() }),
+        command: command.iter().map(ToString::to_string).collect(),
+        log_path: format!("{name}.log"),
+        linux: Some(cri::LinuxContainerConfig::default()),
+        ..cri::ContainerConfig::default()
+    }
+}
+
 /// The channel of a client.
 pub type Channel = tonic::transport::Channel;
 
