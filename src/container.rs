@@ -64,6 +64,7 @@ pub struct Starting {
     program: String,
     dir: Dir,
     pid: i32,
+    init: OwnedFd,
     /// By when the program has to run; None where somebody waits who may wait for ever.
     deadline: Option<Instant>,
 }
@@ -99,6 +100,7 @@ impl std::fmt::Display for Status {
 #[derive(Debug)]
 pub struct Container {
     dir: Dir,
+    /// Without the paths that follow from the rest.
     state: State,
     cgroup: Cgroup,
     /// The init's report socket, when this process alone can start it.
@@ -125,7 +127,7 @@ fn unmount_below(rootfs: &Path, before: &[PathBuf]) {
 }
 
 fn check_preserved(count: u32) -> Result<()> {
-    match (0..count).find(|at| !crate::sys::process::is_open(3 + *at as i32)) {
+    match (0..count).find(|at| !crate::sys::process::is_inherited(3 + *at as i32)) {
         Some(at) => {
             Err(Error::new(Kind::Invalid, format!("unable to stat preserved-fd {} (of {count}): not open", at + 1)))
         }
@@ -156,7 +158,7 @@ impl Container {
         let dir = Dir::at(root, id)?;
         let state = dir.load()?;
         let cgroup = Cgroup::open(&state.cgroup_paths)?.with(state.skiff.rdt_doors());
-        Ok(Container { dir, state, cgroup, gate: None, init: None })
+        Ok(Container { dir, state: state.without_paths(), cgroup, gate: None, init: None })
     }
 
     /// All containers below `root`, by id; those that cannot be read are left out. An absent root is empty.
@@ -249,7 +251,7 @@ impl Container {
 
     /// Reads the state again, after another process has changed it.
     pub fn reload(&mut self) -> Result<()> {
-        self.state = self.dir.load()?;
+        self.state = self.dir.load()?.without_paths();
         Ok(())
     }
 
@@ -281,12 +283,18 @@ impl Container {
     /// Opens the gate. Errors when the container is not created (runc's texts).
     pub fn start(&mut self) -> Result<Starting> {
         let refuse = |text: &str| Err(Error::new(Kind::FailedPrecondition, text));
+        // Before the look at what it is, which then is true of this one.
+        let init = match &self.init {
+            Some(init) => init.try_clone().ok(),
+            None => pidfd_open(self.state.init_process_pid).ok(),
+        };
         match self.status()? {
             Status::Created => {}
             Status::Stopped => return refuse("cannot start a container that has stopped"),
             Status::Running => return refuse("cannot start an already running container"),
             other => return refuse(&format!("cannot start a container in the {other} state")),
         }
+        let Some(init) = init else { return refuse("the init process cannot be held") };
         let deadline = self
             .gate
             .is_some()
@@ -311,6 +319,7 @@ impl Container {
             program: own.program.clone(),
             dir: self.dir.clone(),
             pid,
+            init,
             deadline,
         })
     }
@@ -339,7 +348,7 @@ impl Container {
             plan,
             filter: own.seccomp.as_ref(),
             cgroup: below.as_ref().unwrap_or(&self.cgroup),
-            part: tree.as_ref().map(|tree| &tree.0),
+            part: tree.as_ref().map(|tree| &tree.cgroup),
             unit: own.unit.as_ref(),
             init: self.init()?,
             init_pid: self.state.init_process_pid,
@@ -357,7 +366,7 @@ impl Container {
 
     /// A cgroup of its own below the container's, for an exec process. None where it cannot be made.
     pub fn tree(&self, name: &str) -> Option<Tree> {
-        self.cgroup.part(name).ok().map(Tree)
+        self.cgroup.part(name).ok().map(Tree::new)
     }
 
     /// Signals the init, or every process of the cgroup.
@@ -420,7 +429,9 @@ impl Container {
             return Err(err);
         }
         self.state.skiff.resources = merged;
-        self.dir.save(&self.state)
+        let mut state = State { cgroup_paths: self.cgroup.paths(), ..self.state.clone() };
+        state.name_namespaces();
+        self.dir.save(&state)
     }
 
     fn set_unit(&self, plan: &plan::cgroup::CgroupPlan) -> Result<()> {
@@ -538,9 +549,7 @@ pub fn does_not_exist() -> Error {
 
 impl Starting {
     fn kill(&self) {
-        if let Ok(init) = pidfd_open(self.pid) {
-            let _ = crate::sys::clone::pidfd_kill(init.as_fd(), libc::SIGKILL);
-        }
+        let _ = crate::sys::clone::pidfd_kill(self.init.as_fd(), libc::SIGKILL);
     }
 }
 

@@ -6,6 +6,7 @@ use std::io::Read;
 use std::os::fd::AsFd;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 
 use nix::fcntl::OFlag;
 use nix::sys::stat::Mode;
@@ -163,10 +164,13 @@ fn parse(mountinfo: &str, cgroup: &str) -> Cgroups {
     out
 }
 
-/// True for an ordinary user, and for a root that is one only in its user namespace.
+/// True for an ordinary user, and for a root that is one only in its user namespace, when this process first asked.
 pub fn rootless() -> bool {
+    static ROOTLESS: OnceLock<bool> = OnceLock::new();
     let whole = |text: &str| text.split_ascii_whitespace().eq(["0", "0", "4294967295"]);
-    !nix::unistd::geteuid().is_root() || std::fs::read_to_string("/proc/self/uid_map").is_ok_and(|map| !whole(&map))
+    *ROOTLESS.get_or_init(|| {
+        !nix::unistd::geteuid().is_root() || std::fs::read_to_string("/proc/self/uid_map").is_ok_and(|map| !whole(&map))
+    })
 }
 
 /// Where something is mounted, in the order of the mounts' making.

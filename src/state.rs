@@ -118,13 +118,25 @@ impl State {
         let stat = proc_stat(pid).ok_or_else(|| Error::new(Kind::System, "container init died during create"))?;
         self.init_process_pid = pid;
         self.init_process_start = stat.start;
+        self.name_namespaces();
+        Ok(())
+    }
+
+    /// Writes down where its namespaces are.
+    pub fn name_namespaces(&mut self) {
+        let pid = self.init_process_pid;
         let path = |kind: &LinuxNamespaceType| {
             let file = namespaces::proc_name(*kind);
             let key = if file == "mnt" { "NEWNS".to_string() } else { format!("NEW{}", file.to_uppercase()) };
             (key, format!("/proc/{pid}/ns/{file}"))
         };
         self.namespace_paths = namespaces::KINDS.iter().map(path).collect();
-        Ok(())
+    }
+
+    /// The same without the paths that follow from the rest: for who keeps many.
+    #[must_use]
+    pub fn without_paths(self) -> State {
+        State { cgroup_paths: BTreeMap::new(), namespace_paths: BTreeMap::new(), ..self }
     }
 }
 

@@ -46,10 +46,10 @@ pub struct Container {
     /// The streams of exec processes.
     manner: Manner,
     events: Events,
-    last_stats: RefCell<Option<Stats>>,
+    last_stats: RefCell<Option<Box<Stats>>>,
     exec_number: Cell<u64>,
     /// Its start is a restore.
-    to_restore: RefCell<Option<ToRestore>>,
+    to_restore: RefCell<Option<Box<ToRestore>>>,
 }
 
 /// A container whose Start restores it: containerd may change its rootfs before that.
@@ -112,7 +112,7 @@ impl Container {
         events: Events,
     ) -> Rc<Container> {
         let container = Container::empty(to_restore.request.id.clone(), bundle, init, home, manner, events);
-        *container.to_restore.borrow_mut() = Some(to_restore);
+        *container.to_restore.borrow_mut() = Some(Box::new(to_restore));
         container
     }
 
@@ -236,7 +236,7 @@ impl Container {
         self.report_oom();
         if let Some(exec) = self.execs.borrow().get(&process.exec_id) {
             // Most leave nothing behind.
-            exec.tree.borrow_mut().take_if(|tree| tree.remove_if_empty());
+            exec.tree.borrow_mut().take_if(Tree::remove_if_empty);
         }
         process.set_exit(exit);
         self.exited(&process, exit);
@@ -286,17 +286,19 @@ impl Container {
         self.init.set_phase(Phase::Starting);
         let to_restore = self.to_restore.borrow_mut().take();
         if let Some(to_restore) = to_restore {
-            let restored = self.restore(to_restore).await;
+            let restored = self.restore(*to_restore).await;
             if restored.is_err() {
                 self.init.set_exit(Exit { status: 255, at: SystemTime::now() });
             }
             restored?;
             return Ok(self.started());
         }
-        let starting = self.init.open_stdin().await.and_then(|()| match &mut *self.inner.borrow_mut() {
+        // Nothing has been started yet: it may be asked for again.
+        self.init.open_stdin().await.inspect_err(|_| self.init.set_phase(Phase::Created))?;
+        let starting = match &mut *self.inner.borrow_mut() {
             Some(inner) => inner.start(),
             None => Err(precondition("container is being deleted")),
-        });
+        };
         let started = match starting {
             Ok(starting) => settle(starting).await,
             Err(err) => Err(err),
@@ -439,9 +441,10 @@ impl Container {
             tree,
             limit: Some(limits::EXEC),
         };
-        let execing = self.with(|inner| inner.exec(request))?;
-        let execed = settle(execing).await?;
-        *exec.tree.borrow_mut() = execed.tree;
+        let mut execing = self.with(|inner| inner.exec(request))?;
+        let execed = settle(&mut execing).await;
+        *exec.tree.borrow_mut() = execing.take_tree();
+        let execed = execed?;
         process.set_child(execed.process)?;
         let connected = connect(process, copies, execed.console, name).await;
         let connected = match connected {
@@ -546,10 +549,10 @@ impl Container {
     pub fn stats(&self) -> Result<Stats> {
         match self.with(Inner::stats) {
             Ok(stats) => {
-                *self.last_stats.borrow_mut() = Some(stats.clone());
+                *self.last_stats.borrow_mut() = Some(Box::new(stats.clone()));
                 Ok(stats)
             }
-            Err(err) => self.last_stats.borrow().clone().ok_or(err),
+            Err(err) => self.last_stats.borrow().as_deref().cloned().ok_or(err),
         }
     }
 
@@ -567,7 +570,7 @@ impl Container {
         }
         process.close_io().await;
         self.execs.borrow_mut().remove(exec_id);
-        if let Some(tree) = tree {
+        if let Some(mut tree) = tree {
             for _ in 0..50 {
                 if tree.remove_if_empty() {
                     break;

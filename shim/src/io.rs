@@ -302,7 +302,7 @@ pub struct Stdin {
 
 async fn check_stdin(path: &str) -> Result<()> {
     if at_hand(path) {
-        return Ok(());
+        return std::fs::metadata(path).map(drop).map_err(|e| Error::io(format!("stdin: open {path:?}"), &e));
     }
     let look = |path: &&str| nix::fcntl::open(*path, OFlag::O_PATH | OFlag::O_CLOEXEC, nix::sys::stat::Mode::empty());
     settle(opening::begin(&[path], vec![format!("stdin: open {path:?}")], limits::OPEN, look)?).await.map(drop)

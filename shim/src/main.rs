@@ -37,18 +37,23 @@ fn run() -> i32 {
         Ok(args) => args,
         Err(err) => return fail(&err),
     };
-    let done = match args.action {
-        Action::Version => {
-            println!("containerd-shim-skiff-v2:\n  Version:  {}", env!("CARGO_PKG_VERSION"));
-            Ok(())
-        }
-        Action::Info => reply(info::reply),
-        Action::Start => start::run(&args),
-        Action::Delete => reply(|| delete::run(&args)),
-    };
-    match done {
+    match act(&args).and_then(|daemon| daemon.map_or(Ok(()), |daemon| daemon.run(&args))) {
         Ok(()) => 0,
         Err(err) => fail(&err.to_string()),
+    }
+}
+
+/// Does what is asked for; what goes on after that is the daemon. Its frame is not to lie below a daemon's for all its life.
+#[inline(never)]
+fn act(args: &Args) -> skiff::Result<Option<start::Daemon>> {
+    match args.action {
+        Action::Version => {
+            println!("containerd-shim-skiff-v2:\n  Version:  {}", env!("CARGO_PKG_VERSION"));
+            Ok(None)
+        }
+        Action::Info => reply(info::reply).map(|()| None),
+        Action::Start => start::run(args),
+        Action::Delete => reply(|| delete::run(args)).map(|()| None),
     }
 }
 

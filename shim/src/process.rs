@@ -40,6 +40,7 @@ pub struct Process {
     exit: watch::Sender<Option<Exit>>,
     pid: Cell<i32>,
     child: RefCell<Option<Rc<Watched>>>,
+    reaped: Cell<Option<Exit>>,
     io: RefCell<Option<Io>>,
     console: RefCell<Option<OwnedFd>>,
     /// Its streams, when they are not what `paths` names.
@@ -63,6 +64,7 @@ impl Process {
             exit: watch::Sender::new(None),
             pid: Cell::new(0),
             child: RefCell::default(),
+            reaped: Cell::new(None),
             io: RefCell::default(),
             console: RefCell::default(),
             local: RefCell::default(),
@@ -70,12 +72,16 @@ impl Process {
         })
     }
 
-    /// Takes over the child.
-    pub fn set_child(&self, child: Child) -> Result<()> {
+    /// Takes over the child, whose exit is collected from now on; kills it when it cannot be watched.
+    pub fn set_child(self: &Rc<Self>, child: Child) -> Result<()> {
         self.pid.set(child.pid);
-        let pidfd = child.pidfd.try_clone().map_err(|e| Error::io("watch the process", &e))?;
-        let exited = watch_fd(pidfd, Interest::READABLE).map_err(|errno| Error::sys("watch the process", errno))?;
+        let watched = child.pidfd.try_clone().map_err(|e| Error::io("watch the process", &e)).and_then(|pidfd| {
+            watch_fd(pidfd, Interest::READABLE).map_err(|errno| Error::sys("watch the process", errno))
+        });
+        let exited = watched.inspect_err(|_| child.abandon())?;
         *self.child.borrow_mut() = Some(Rc::new(Watched { child, exited }));
+        let process = self.clone();
+        tokio::task::spawn_local(async move { process.reap().await });
         Ok(())
     }
 
@@ -173,7 +179,10 @@ impl Process {
         let child = child.ok_or_else(|| Error::new(Kind::System, "no process to wait for"))?;
         loop {
             let mut guard = child.exited.readable().await.map_err(|e| Error::io("wait for the process", &e))?;
-            match child.child.try_wait()? {
+            if self.reaped.get().is_none() {
+                self.reaped.set(child.child.try_wait()?);
+            }
+            match self.reaped.get() {
                 Some(exit) => return Ok(exit),
                 None => guard.clear_ready(),
             }
@@ -182,6 +191,9 @@ impl Process {
 
     /// Kills and reaps a process that has been made for nothing. False when it does not die.
     pub async fn discard(&self) -> bool {
+        if self.child.borrow().is_none() {
+            return true;
+        }
         let _ = self.kill(libc::SIGKILL);
         tokio::time::timeout(limits::within(limits::DEATH), self.reap()).await.is_ok()
     }
@@ -224,7 +236,7 @@ impl Process {
     /// Waits for the last output and closes the streams.
     pub async fn close_io(&self) {
         self.local.borrow().iter().for_each(Local::close);
-        let drained = self.io.borrow_mut().as_mut().map(|io| io.drained(DRAIN));
+        let drained = self.io.borrow_mut().as_mut().map(|io| io.drained(limits::within(DRAIN)));
         if let Some(drained) = drained {
             drained.await;
         }

@@ -52,6 +52,7 @@ pub fn run(args: &Args, bundle: &Path, listener: StdListener, events: Option<Str
         .max_io_events_per_tick(IO_EVENTS)
         .build()
         .map_err(|e| Error::io("make the event loop", &e))?;
+    skiff::sys::process::ignored_signals();
     let local = tokio::task::LocalSet::new();
     let served = local.block_on(&runtime, serve(args, listener, events, socket));
     if let Err(err) = &served {

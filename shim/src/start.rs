@@ -20,8 +20,16 @@ const ADDRESS: &str = "address";
 /// Longest path of a unix socket, bytes (unix(7)), less the final NUL.
 const MAX_SOCKET_PATH: usize = 107;
 
-/// Runs `start`. In the daemon it returns when that ends.
-pub fn run(args: &Args) -> Result<()> {
+/// The daemon to be, in its own process.
+pub struct Daemon {
+    bundle: PathBuf,
+    listener: UnixListener,
+    /// Where containerd takes events, when the bootstrap parameters say so.
+    events: String,
+}
+
+/// Runs `start`. In the child that it makes it returns the daemon.
+pub fn run(args: &Args) -> Result<Option<Daemon>> {
     // Returns when there is no need for it, or no way: without the mount API it is no worse.
     let _ = skiff::sys::exe::run_read_only();
     let bundle = std::env::current_dir().map_err(|e| Error::io("find the bundle", &e))?;
@@ -45,7 +53,7 @@ pub fn run(args: &Args) -> Result<()> {
     let reply = reply.inspect_err(|_| bound.iter().for_each(|_| undo()))?;
     if let Some(listener) = bound {
         match daemon(&options.shim_cgroup) {
-            Ok(Side::Child) => return become_daemon(args, &bundle, listener, &params.containerd_ttrpc_address),
+            Ok(Side::Child) => return Ok(Some(Daemon { bundle, listener, events: params.containerd_ttrpc_address })),
             Ok(Side::Parent(..)) => {}
             Err(err) => {
                 undo();
@@ -53,7 +61,7 @@ pub fn run(args: &Args) -> Result<()> {
             }
         }
     }
-    std::io::stdout().write_all(&reply).map_err(|e| Error::io("write the address", &e))
+    std::io::stdout().write_all(&reply).map(|()| None).map_err(|e| Error::io("write the address", &e))
 }
 
 /// Binds the group's socket; None when a daemon listens there already. A lock on the directory keeps two from both
@@ -109,21 +117,23 @@ fn daemon(shim_cgroup: &str) -> Result<Side> {
     Ok(side)
 }
 
-/// In the child: detaches from containerd, and serves. It runs from where no container can write to it already.
-fn become_daemon(args: &Args, bundle: &Path, listener: UnixListener, ttrpc_address: &str) -> Result<()> {
-    // A program that was run by a descriptor is named after its number by older kernels.
-    let _ = nix::sys::prctl::set_name(c"containerd-shim");
-    let _ = nix::unistd::setpgid(nix::unistd::Pid::from_raw(0), nix::unistd::Pid::from_raw(0));
-    // containerd reads the reply until its last writer is gone.
-    let null = std::fs::OpenOptions::new().read(true).write(true).open("/dev/null");
-    let null = null.map_err(|e| Error::io("open \"/dev/null\"", &e))?;
-    for number in 0..3 {
-        sys::place_fd(null.as_fd(), number).map_err(|errno| Error::sys("detach", errno))?;
+impl Daemon {
+    /// Detaches from containerd, and serves to its end. It runs from where no container can write to it already.
+    pub fn run(self, args: &Args) -> Result<()> {
+        // A program that was run by a descriptor is named after its number by older kernels.
+        let _ = nix::sys::prctl::set_name(c"containerd-shim");
+        let _ = nix::unistd::setpgid(nix::unistd::Pid::from_raw(0), nix::unistd::Pid::from_raw(0));
+        // containerd reads the reply until its last writer is gone.
+        let null = std::fs::OpenOptions::new().read(true).write(true).open("/dev/null");
+        let null = null.map_err(|e| Error::io("open \"/dev/null\"", &e))?;
+        for number in 0..3 {
+            sys::place_fd(null.as_fd(), number).map_err(|errno| Error::sys("detach", errno))?;
+        }
+        drop(null);
+        sys::close_others(&mut [self.listener.as_raw_fd()]).map_err(|errno| Error::sys("detach", errno))?;
+        let events = Some(self.events).filter(|address| !address.is_empty());
+        serve::run(args, &self.bundle, self.listener, events.or_else(events_address))
     }
-    drop(null);
-    sys::close_others(&mut [listener.as_raw_fd()]).map_err(|errno| Error::sys("detach", errno))?;
-    let address = Some(ttrpc_address).filter(|address| !address.is_empty());
-    serve::run(args, bundle, listener, address.map(str::to_string).or_else(events_address))
 }
 
 fn events_address() -> Option<String> {

@@ -277,14 +277,14 @@ impl Shim {
                 return Ok(Container::to_restore(to_restore, bundle.clone(), init, home, exec_manner, events));
             }
             let mut creating = skiff::container::create(create, &spec)?;
+            // While the init is busy; what lives on gets its place.
+            drop(spec);
             let created = settle(&mut creating).await;
             rest.left = creating.leftover();
             let created = created?;
+            rest.init = Some((init.clone(), home.clone()));
             init.set_child(created.init)?;
-            if let Err(err) = connect(&init, copies, created.console, name).await {
-                rest.init = Some((init, home));
-                return Err(err);
-            }
+            connect(&init, copies, created.console, name).await?;
             Ok(Container::new(created.container, bundle.clone(), init, home, exec_manner, events))
         }
         .await;

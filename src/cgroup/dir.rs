@@ -18,8 +18,8 @@ pub struct Directory {
     path: PathBuf,
     fd: Option<OwnedFd>,
     door: OnceCell<OwnedFd>,
-    /// Its controllers; `""` on v2.
-    pub controllers: Vec<String>,
+    /// Its controllers, with commas; empty on v2.
+    pub controllers: String,
 }
 
 const MAX_FILE: usize = 1 << 20;
@@ -55,7 +55,7 @@ impl Directory {
                 Err(err) => return Err(Error::io(format!("make cgroup {:?}", at.display().to_string()), &err)),
             }
         }
-        let directory = Directory::open(&at, plan.controllers.clone());
+        let directory = Directory::open(&at, plan.controllers.join(","));
         if !new && !shared {
             directory.check_unused()?;
         }
@@ -63,7 +63,7 @@ impl Directory {
     }
 
     /// An existing one; one that is gone has no files.
-    pub fn open(path: &Path, controllers: Vec<String>) -> Directory {
+    pub fn open(path: &Path, controllers: String) -> Directory {
         let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
         Directory {
             path: path.to_path_buf(),
@@ -78,9 +78,14 @@ impl Directory {
         &self.path
     }
 
+    /// The names of its controllers; `""` alone on v2.
+    pub fn names(&self) -> std::str::Split<'_, char> {
+        self.controllers.split(',')
+    }
+
     /// True when it is of v2.
     pub fn is_v2(&self) -> bool {
-        self.controllers == [""]
+        self.controllers.is_empty()
     }
 
     /// The file by which a process enters alone, see [`super::Cgroup::doors`]; it stays open for the next one.
@@ -128,8 +133,13 @@ impl Directory {
         let mut chunk = [0u8; 4096];
         while out.len() < MAX_FILE {
             match nix::unistd::read(&fd, &mut chunk) {
-                Ok(0) => return String::from_utf8(out).ok(),
-                Ok(n) => out.extend_from_slice(&chunk[..n]),
+                Ok(n) => {
+                    out.extend_from_slice(&chunk[..n]);
+                    // The kernel fills what it is given line by line: there is no further one.
+                    if n < chunk.len() / 2 {
+                        return String::from_utf8(out).ok();
+                    }
+                }
                 Err(Errno::EINTR) => {}
                 Err(_) => return None,
             }

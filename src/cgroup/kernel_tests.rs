@@ -59,7 +59,7 @@ fn a_cgroup_holds_limits_freezes_kills_and_goes() {
 
         cgroup.freeze().unwrap();
         assert!(cgroup.frozen().unwrap());
-        assert_eq!(Cgroup::open(cgroup.paths()).unwrap().pids().unwrap(), [sleep.pid()]);
+        assert_eq!(Cgroup::open(&cgroup.paths()).unwrap().pids().unwrap(), [sleep.pid()]);
         cgroup.thaw().unwrap();
         assert!(!cgroup.frozen().unwrap());
 

@@ -28,7 +28,6 @@ pub use stats::Stats;
 pub struct Cgroup {
     /// What the caller has no right to is no error.
     rootless: bool,
-    paths: BTreeMap<String, PathBuf>,
     dirs: Vec<Directory>,
     /// Files of groups that are no cgroups, which a process enters like one.
     beside: Vec<Beside>,
@@ -55,14 +54,14 @@ const PATIENCE: Duration = Duration::from_secs(2);
 impl Cgroup {
     /// Makes the directories. A cgroup that exists and has processes, or is frozen, is refused. On an error nothing that it made stays.
     pub fn create(plan: &CgroupPlan) -> Result<Cgroup> {
-        let mut out = Cgroup { rootless: plan.rootless, paths: BTreeMap::new(), dirs: Vec::new(), beside: Vec::new() };
+        let mut out = Cgroup { rootless: plan.rootless, dirs: Vec::new(), beside: Vec::new() };
         out.make(plan, |_| true)?;
         Ok(out)
     }
 
     /// Makes what a process is born into where that is one of several directories: [`Cgroup::complete`] makes the rest.
     pub fn begin(plan: &CgroupPlan) -> Result<Cgroup> {
-        let mut out = Cgroup { rootless: plan.rootless, paths: BTreeMap::new(), dirs: Vec::new(), beside: Vec::new() };
+        let mut out = Cgroup { rootless: plan.rootless, dirs: Vec::new(), beside: Vec::new() };
         out.make(plan, crate::plan::cgroup::Dir::is_v2)?;
         Ok(out)
     }
@@ -85,12 +84,7 @@ impl Cgroup {
                 }
             });
             match made {
-                Ok(directory) => {
-                    for controller in &dir.controllers {
-                        self.paths.insert(controller.clone(), directory.path().to_path_buf());
-                    }
-                    self.dirs.push(directory);
-                }
+                Ok(directory) => self.dirs.push(directory),
                 Err(err) if plan.rootless && refused(err.errno()) => {
                     if plan.writes.iter().any(|write| dir.controllers.contains(&write.controller)) {
                         let text = "rootless needs no limits + no cgrouppath when no permission is granted for cgroups";
@@ -113,11 +107,11 @@ impl Cgroup {
         let mut dirs: Vec<Directory> = Vec::new();
         for (controller, path) in paths {
             match dirs.iter_mut().find(|dir| dir.path() == path) {
-                Some(dir) => dir.controllers.push(controller.clone()),
-                None => dirs.push(Directory::open(path, vec![controller.clone()])),
+                Some(dir) => dir.controllers = format!("{},{controller}", dir.controllers),
+                None => dirs.push(Directory::open(path, controller.clone())),
             }
         }
-        Ok(Cgroup { rootless: false, paths: paths.clone(), dirs, beside: Vec::new() })
+        Ok(Cgroup { rootless: false, dirs, beside: Vec::new() })
     }
 
     /// Cgroups below this one that exist already: each of `paths` is `controller[,controller]:path`, or a single
@@ -140,10 +134,10 @@ impl Cgroup {
                 }
             }
         }
-        if let Some(unknown) = wanted.keys().find(|name| !name.is_empty() && !self.paths.contains_key(**name)) {
+        let mut out = self.paths();
+        if let Some(unknown) = wanted.keys().find(|name| !name.is_empty() && !out.contains_key(**name)) {
             return Err(bad(format!("unknown controller {unknown}")));
         }
-        let mut out = self.paths.clone();
         for (controller, dir) in &mut out {
             let Some(path) = wanted.get(controller.as_str()).or_else(|| wanted.get("")) else { continue };
             let path = std::path::Path::new(path.trim_start_matches('/'));
@@ -162,8 +156,12 @@ impl Cgroup {
     }
 
     /// Controller to absolute path of the directory; the key is "" on v2.
-    pub fn paths(&self) -> &BTreeMap<String, PathBuf> {
-        &self.paths
+    pub fn paths(&self) -> BTreeMap<String, PathBuf> {
+        let of = |dir: &Directory| {
+            let path = dir.path().to_path_buf();
+            dir.names().map(|name| (name.to_string(), path.clone())).collect::<Vec<_>>()
+        };
+        self.dirs.iter().flat_map(of).collect()
     }
 
     /// True on a host with v2 alone.
@@ -226,7 +224,7 @@ impl Cgroup {
     }
 
     fn controller(&self, name: &str) -> Option<&Directory> {
-        self.dirs.iter().find(|dir| dir.controllers.iter().any(|controller| controller == name))
+        self.dirs.iter().find(|dir| dir.names().any(|controller| controller == name))
     }
 
     /// Refuses a limit that is not above what is used now, if the plan asks for it.
@@ -468,9 +466,8 @@ impl Cgroup {
         let Some(dir) = self.any() else { return Err(Error::new(Kind::Unsupported, "no cgroup")) };
         let path = dir.path().join(name);
         std::fs::create_dir(&path).map_err(|e| Error::io(format!("make cgroup {path:?}"), &e))?;
-        let paths = dir.controllers.iter().map(|controller| (controller.clone(), path.clone())).collect();
         let directory = Directory::open(&path, dir.controllers.clone());
-        Ok(Cgroup { rootless: self.rootless, paths, dirs: vec![directory], beside: Vec::new() })
+        Ok(Cgroup { rootless: self.rootless, dirs: vec![directory], beside: Vec::new() })
     }
 
     /// Removes it if there is neither a process nor a cgroup in it; takes no time. The directory that tells whether there

@@ -113,7 +113,7 @@ impl Checkpoint {
                 Error::new(Kind::Invalid, format!("--page-server {text:?}: use ADDRESS:PORT to specify page server"))
             })
         });
-        if let Some(fd) = self.status_fd.filter(|fd| !skiff::sys::process::is_open(*fd)) {
+        if let Some(fd) = self.status_fd.filter(|fd| !skiff::sys::process::is_inherited(*fd)) {
             return Err(Error::new(Kind::Invalid, format!("invalid --status-fd argument {fd}: not open")));
         }
         let options = Options {

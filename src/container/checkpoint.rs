@@ -177,7 +177,7 @@ impl Container {
             &spec_without_cgroup(spec),
             &crate::host::Cgroups::read()?,
         )?;
-        for external in externals(&plan, &self.state.cgroup_paths) {
+        for external in externals(&plan, &self.cgroup.paths()) {
             external_mount(opts, &external.inside, &external.inside);
         }
         let pid = self.state.init_process_pid;
@@ -333,7 +333,7 @@ fn begin(mut prepared: Prepared, options: Options) -> Result<Box<Underway>> {
         .made
         .cgroup
         .insert(crate::cgroup::Cgroup::create(&prepared.plan.cgroup)?.with(prepared.state.skiff.rdt_doors()));
-    prepared.state.cgroup_paths = cgroup.paths().clone();
+    prepared.state.cgroup_paths = cgroup.paths();
     cgroup.set_devices(&prepared.plan.cgroup)?;
     let root = Root::bind(&prepared.state.config.rootfs, prepared.made.dir.path().join(crate::state::CRIU_ROOT))?;
     let files = options.open(false)?;
@@ -347,7 +347,7 @@ fn begin(mut prepared: Prepared, options: Options) -> Result<Box<Underway>> {
         opts.text(63, context);
     }
     let inherited = describe_namespaces(&prepared.plan, &mut opts)?;
-    for external in externals(&prepared.plan, cgroup.paths()) {
+    for external in externals(&prepared.plan, &cgroup.paths()) {
         external_mount(&mut opts, &external.inside, &external.source);
     }
     if !prepared.plan.rootfs.masked_paths.is_empty() {
@@ -561,8 +561,8 @@ impl Underway {
         let made = &mut self.prepared.made;
         let cgroup = made.cgroup.take().expect("a restore has a cgroup");
         made.keep = true;
-        let container =
-            Container { dir: made.dir.clone(), state: self.prepared.state.clone(), cgroup, gate: None, init: None };
+        let state = self.prepared.state.clone().without_paths();
+        let container = Container { dir: made.dir.clone(), state, cgroup, gate: None, init: None };
         Ok(Created { container, init: self.init.take().ok_or_else(lost)?, console: self.console.take() })
     }
 }

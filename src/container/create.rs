@@ -149,10 +149,10 @@ impl Made {
         let what = format!("take back what the create of {:?} has made", self.dir.path().display().to_string());
         let undone = chore::start(what, limits::REMOVE, || {
             // Its descriptors have not come along.
-            let cgroup = self.cgroup.as_ref().map(|cgroup| Cgroup::open(cgroup.paths())).transpose()?;
-            self.remove(cgroup.as_ref());
+            let cgroup = self.cgroup.as_ref().map(|cgroup| Cgroup::open(&cgroup.paths())).transpose()?;
+            let removed = self.remove(cgroup.as_ref());
             let stopped = self.unit.as_ref().map_or(Ok(()), Unit::stop);
-            self.dir.remove().and(stopped)
+            self.dir.remove().and(removed).and(stopped)
         })?;
         self.keep = true;
         Ok(undone)
@@ -165,18 +165,12 @@ impl Made {
         Box::new(std::mem::replace(self, rest))
     }
 
-    fn remove(&self, cgroup: Option<&Cgroup>) {
+    fn remove(&self, cgroup: Option<&Cgroup>) -> Result<()> {
         if let Some((rootfs, before)) = &self.host_mounts {
             unmount_below(rootfs, before);
         }
-        if let Some(cgroup) = cgroup
-            && let Err(err) = cgroup.kill(libc::SIGKILL).and_then(|()| cgroup.remove())
-        {
-            log::warn!("undo create: {err}");
-        }
-        if let Some(Err(err)) = self.rdt.as_ref().map(Group::remove) {
-            log::warn!("undo create: {err}");
-        }
+        let removed = cgroup.map_or(Ok(()), |cgroup| cgroup.kill(libc::SIGKILL).and_then(|()| cgroup.remove()));
+        removed.and(self.rdt.as_ref().map_or(Ok(()), Group::remove))
     }
 }
 
@@ -185,7 +179,9 @@ impl Drop for Made {
         if self.keep {
             return;
         }
-        self.remove(self.cgroup.as_ref());
+        if let Err(err) = self.remove(self.cgroup.as_ref()) {
+            log::warn!("undo create: {err}");
+        }
         // systemd may take its time, and the caller has others to look after.
         if let Some(unit) = self.unit.take()
             && let Err(err) = chore::start("stop the unit of systemd", limits::SYSTEMD, move || unit.stop())
@@ -376,7 +372,7 @@ impl Prepared {
             Ok(birth) => birth,
             Err(err) => return Err((Some(made), err)),
         };
-        state.cgroup_paths = made.cgroup.as_ref().map(|cgroup| cgroup.paths().clone()).unwrap_or_default();
+        state.cgroup_paths = made.cgroup.as_ref().map(Cgroup::paths).unwrap_or_default();
         mark("stage the state");
         let mut underway = Box::new(Underway { birth, made, state, gate, trace: trace.clone(), staged: 0, deadline });
         // While the init is busy. One that clones the real init comes later by its pid.
@@ -492,7 +488,7 @@ impl Underway {
         let cgroup = self.made.cgroup.take().expect("a create has a cgroup");
         let container = Container {
             dir: self.made.dir.clone(),
-            state: self.state,
+            state: self.state.without_paths(),
             cgroup,
             gate: (self.gate == Gate::Socket).then_some(born.channel),
             init: Some(pidfd),

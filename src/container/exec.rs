@@ -40,25 +40,33 @@ pub struct Execing {
 
 /// The cgroup of an exec process and its descendants: a part of its container's. Dropped, it is killed and removed.
 #[derive(Debug)]
-pub struct Tree(pub(super) Cgroup);
+pub struct Tree {
+    pub(super) cgroup: Cgroup,
+    removed: bool,
+}
 
 impl Tree {
+    pub(super) fn new(cgroup: Cgroup) -> Tree {
+        Tree { cgroup, removed: false }
+    }
+
     /// Kills what is left in it.
     pub fn kill(&self) -> Result<()> {
-        self.0.kill(libc::SIGKILL)
+        self.cgroup.kill(libc::SIGKILL)
     }
 
     /// True when nothing is left in it; it is removed then.
-    pub fn remove_if_empty(&self) -> bool {
-        self.0.remove_if_empty()
+    pub fn remove_if_empty(&mut self) -> bool {
+        self.removed = self.removed || self.cgroup.remove_if_empty();
+        self.removed
     }
 }
 
 impl Drop for Tree {
     fn drop(&mut self) {
-        if !self.0.remove_if_empty() {
-            let _ = self.0.kill(libc::SIGKILL);
-            self.0.remove_if_empty();
+        if !self.remove_if_empty() {
+            let _ = self.kill();
+            self.remove_if_empty();
         }
     }
 }
@@ -70,8 +78,13 @@ pub struct Execed {
     pub process: Process,
     /// The pty master if it has a terminal.
     pub console: Option<OwnedFd>,
-    /// Its cgroup, if it has one of its own.
-    pub tree: Option<Tree>,
+}
+
+impl Execing {
+    /// The cgroup that it was asked with; also after a failure, when its process may still be on its way out.
+    pub fn take_tree(&mut self) -> Option<Tree> {
+        self.tree.take()
+    }
 }
 
 impl Pending for Execing {
@@ -94,6 +107,6 @@ impl Pending for Execing {
         if born.is_none() && self.deadline.is_some_and(|deadline| Instant::now() >= deadline) {
             return Err(self.birth.late());
         }
-        Ok(born.map(|(process, console)| Execed { process, console, tree: self.tree.take() }))
+        Ok(born.map(|(process, console)| Execed { process, console }))
     }
 }

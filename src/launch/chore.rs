@@ -78,6 +78,8 @@ pub(super) fn fork(end: OwnedFd, work: impl FnOnce(OwnedFd)) -> Result<Process> 
     match clone::clone3(0, None).map_err(|errno| Error::sys("start a chore", errno))? {
         Side::Child => {
             let _ = own_group(0);
+            // What it starts has this mask.
+            sys::unblock_signals();
             work(end);
             sys::exit_now(0)
         }
@@ -236,7 +238,7 @@ impl Pending for Chore {
 }
 
 /// A child that copies what comes from a pipe into a file, until the end of it: a disk that hangs holds up nobody else.
-/// Its output is that the file is open. Dropped, it is killed.
+/// Its output is that the file is open. Dropped before that, it is killed; after it, it writes what it can.
 #[derive(Debug)]
 pub struct Writer(Chore);
 
@@ -302,13 +304,16 @@ impl Pending for Writer {
         if !complete(&chore.answer, &mut chore.text)? {
             return chore.term.check(&chore.process).map(|()| None);
         }
+        chore.answered = true;
         said(&chore.text, || "a writer ended without an answer".into()).map(|_| Some(()))
     }
 }
 
 impl Drop for Writer {
     fn drop(&mut self) {
-        kill(&self.0.process);
+        if !self.0.answered {
+            kill(&self.0.process);
+        }
     }
 }
 
@@ -333,7 +338,8 @@ pub fn spawn(
     let (said, end) = nix::unistd::pipe2(OFlag::O_CLOEXEC).map_err(fail)?;
     match clone::clone3(0, None).map_err(fail)? {
         Side::Child => {
-            let errno = exec(program, argv, env, &null, fds).unwrap_or_else(|errno| errno);
+            let Ok(end) = above(&end) else { sys::exit_now(127) };
+            let errno = exec(program, argv, env, &null, fds, &end).unwrap_or_else(|errno| errno);
             let _ = nix::unistd::write(&end, &(errno as i32).to_ne_bytes());
             sys::exit_now(127)
         }
@@ -366,23 +372,29 @@ impl Pending for Spawning {
     }
 }
 
+/// A duplicate above every number that a descriptor is to have.
+fn above(fd: &OwnedFd) -> nix::Result<OwnedFd> {
+    sys::take_fd(nix::fcntl::fcntl(fd, nix::fcntl::FcntlArg::F_DUPFD_CLOEXEC(64))?)
+}
+
 fn exec(
     program: &std::ffi::CStr,
     argv: &sys::CStrings,
     env: &sys::CStrings,
     null: &OwnedFd,
     fds: &[OwnedFd],
+    end: &OwnedFd,
 ) -> nix::Result<Errno> {
     sys::reset_signals();
-    // Above every target first: one of the sources may have a target's number.
-    let above = |fd: &OwnedFd| nix::fcntl::fcntl(fd, nix::fcntl::FcntlArg::F_DUPFD_CLOEXEC(64));
-    let copies = fds.iter().map(above).collect::<nix::Result<Vec<i32>>>()?;
+    let copies = fds.iter().map(above).collect::<nix::Result<Vec<OwnedFd>>>()?;
     for number in 0..3 {
         sys::place_fd(null.as_fd(), number)?;
     }
-    sys::cloexec_from(3)?;
-    for (number, copy) in (3..).zip(copies) {
-        sys::place_number(copy, number)?;
+    // A program on a disk that hangs keeps what is open, and that may be the stream of somebody else.
+    let mut keep: Vec<_> = copies.iter().chain([end]).map(AsRawFd::as_raw_fd).collect();
+    sys::close_others(&mut keep)?;
+    for (number, copy) in (3..).zip(&copies) {
+        sys::place_fd(copy.as_fd(), number)?;
     }
     Ok(sys::Execve::new(program.to_owned(), argv.clone(), env.clone()).run())
 }

@@ -150,7 +150,7 @@ pub fn begin(begin: Begin<'_>) -> Result<Birth> {
         doors: if unshare.is_some() { Vec::new() } else { cgroup.doors(true)? },
         // The kernel takes a real-time policy only when the cgroup has its budget.
         wait_for_parent: user || !plan.net_devices.is_empty() || plan.process.scheduler.is_some(),
-        cgroups: if unshare.is_some() { plan.cgroup.paths() } else { cgroup.paths().clone() },
+        cgroups: if unshare.is_some() { plan.cgroup.paths() } else { cgroup.paths() },
         stdio,
         preserve_fds,
         report: Some(child_end),

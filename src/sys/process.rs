@@ -2,6 +2,7 @@
 
 use std::ffi::{CStr, CString};
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::sync::OnceLock;
 
 use nix::errno::Errno;
 
@@ -84,14 +85,15 @@ pub fn set_child_subreaper(on: bool) -> nix::Result<()> {
 
 /// Gives memory that is free back to the kernel: malloc_trim(3), and the stack below what is in use now. For the main
 /// thread.
+#[inline(never)]
 pub fn give_memory_back() {
     #[cfg(target_env = "gnu")]
     // SAFETY: takes no pointer; the C library's own heap is consistent between calls.
     unsafe {
         libc::malloc_trim(0)
     };
-    // Frames that are made from here on lie in the margin; the deepest that this program has are well above the end.
-    const MARGIN: usize = 4 << 10;
+    // This small frame, and that of the call, lie in the margin; the deepest that this program has are well above the end.
+    const MARGIN: usize = 1 << 10;
     const DEPTH: usize = 1 << 20;
     const PAGE: usize = 4 << 10;
     let here = 0u8;
@@ -141,12 +143,13 @@ pub fn prlimit(pid: i32, resource: u32, soft: u64, hard: u64) -> nix::Result<()>
     Errno::result(ret).map(drop)
 }
 
-/// dup2 of `from` onto the number `to`, without CLOEXEC. `to` must not be a descriptor that a value of this process owns.
+/// dup2 of `from` onto the number `to`, without CLOEXEC. `to` must not be a descriptor that a value of this process owns, or
+/// that it uses before it execs.
 pub fn place_fd(from: BorrowedFd<'_>, to: RawFd) -> nix::Result<()> {
     if from.as_raw_fd() == to {
         return set_cloexec(to, false);
     }
-    // SAFETY: takes no pointer; the callers use it for 0, 1 and 2, which no value owns.
+    // SAFETY: takes no pointer; the by the caller's contract nobody uses what `to` was.
     Errno::result(unsafe { libc::dup2(from.as_raw_fd(), to) }).map(drop)
 }
 
@@ -166,10 +169,10 @@ pub fn set_cloexec(fd: RawFd, on: bool) -> nix::Result<()> {
     Errno::result(unsafe { libc::fcntl(fd, libc::F_SETFD, if on { libc::FD_CLOEXEC } else { 0 }) }).map(drop)
 }
 
-/// True when the number `fd` is an open descriptor.
-pub fn is_open(fd: RawFd) -> bool {
+/// True when the number `fd` is an open descriptor that this process was started with: what it opens itself is closed on exec.
+pub fn is_inherited(fd: RawFd) -> bool {
     // SAFETY: takes no pointer.
-    unsafe { libc::fcntl(fd, libc::F_GETFD) >= 0 }
+    unsafe { libc::fcntl(fd, libc::F_GETFD) == 0 }
 }
 
 /// Takes ownership of a descriptor that this process was started with.
@@ -214,12 +217,6 @@ pub fn close_others(keep: &mut [RawFd]) -> nix::Result<()> {
 fn close_range(first: u32, last: u32) -> nix::Result<()> {
     // SAFETY: takes no pointer; by the caller's contract nobody uses what is closed.
     Errno::result(unsafe { libc::syscall(libc::SYS_close_range, first, last, 0) }).map(drop)
-}
-
-/// dup2 of the number `from` onto `to`, without CLOEXEC. For a child that is about to execve.
-pub fn place_number(from: RawFd, to: RawFd) -> nix::Result<()> {
-    // SAFETY: takes no pointer; what `to` was is not used any more before execve.
-    Errno::result(unsafe { libc::dup2(from, to) }).map(drop)
 }
 
 /// waitid(2) with P_PIDFD: the exit code, or 128 and the number of the signal, real-time ones too; None when `flags` have
@@ -267,10 +264,16 @@ pub fn reset_signals() {
     // SAFETY: the kernel's sigaction struct is plain data; all zeroes is SIG_DFL with an empty mask and no flags.
     let action: libc::sigaction = unsafe { std::mem::zeroed() };
     // Only what is ignored survives an execve (signal(7)): handlers need no reset.
-    for signal in ignored_signals() {
+    let ignored = ignored_signals();
+    for signal in (1..=64).filter(|signal| ignored & (1 << (signal - 1)) != 0) {
         // SAFETY: `action` outlives the call; numbers that cannot be set are refused without effect.
         unsafe { libc::sigaction(signal, &raw const action, std::ptr::null_mut()) };
     }
+    unblock_signals();
+}
+
+/// An empty signal mask.
+pub fn unblock_signals() {
     let none: u64 = 0;
     // SAFETY: the kernel's sigset_t has 8 bytes.
     unsafe {
@@ -278,8 +281,10 @@ pub fn reset_signals() {
     };
 }
 
-/// The signals that this process ignores, by SigIgn of /proc/self/status; all of them when that cannot be read.
-fn ignored_signals() -> impl Iterator<Item = i32> {
+/// The signals that this process ignored when it first asked, by SigIgn of /proc/self/status; all of them when that cannot be
+/// read. Who has many children asks before the first one.
+pub fn ignored_signals() -> u64 {
+    static IGNORED: OnceLock<u64> = OnceLock::new();
     let mask = || -> Option<u64> {
         let flags = nix::fcntl::OFlag::O_RDONLY | nix::fcntl::OFlag::O_CLOEXEC;
         let file = nix::fcntl::open(c"/proc/self/status", flags, nix::sys::stat::Mode::empty()).ok()?;
@@ -289,8 +294,7 @@ fn ignored_signals() -> impl Iterator<Item = i32> {
         let line = text.lines().find_map(|line| line.strip_prefix("SigIgn:"))?;
         u64::from_str_radix(line.trim(), 16).ok()
     };
-    let mask = mask().unwrap_or(u64::MAX);
-    (1..=64).filter(move |signal| mask & (1 << (signal - 1)) != 0)
+    *IGNORED.get_or_init(|| mask().unwrap_or(u64::MAX))
 }
 
 /// A NULL-terminated vector of C strings, as execve(2) wants.

@@ -533,6 +533,9 @@ fn descriptors_are_passed_on_when_asked() {
     assert!(out.ends_with("LISTEN_FDS= LISTEN_PID=\n"), "they are for another process: {out}");
     let out = with("", "export LISTEN_FDS=1 LISTEN_PID=$$;").ok().out;
     assert!(out.starts_with("third\n") && out.ends_with("LISTEN_FDS=1 LISTEN_PID=1\n"), "{out}");
+    // What the runtime itself has open is none of them.
+    let done = with("--preserve-fds 2", "").failed();
+    assert!(done.err.contains("preserved-fd 2 (of 2)"), "{done:?}");
     let done = with("--preserve-fds 200", "").failed();
     assert!(done.err.contains("preserved-fd ") && done.err.contains("(of 200)"), "{done:?}");
     case.end();

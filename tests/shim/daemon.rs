@@ -427,9 +427,12 @@ impl Container {
         self.create_with([Path::new(""); 3])
     }
 
+    pub fn start_request(&self, exec_id: &str) -> StartRequest {
+        StartRequest { id: self.id.clone(), exec_id: exec_id.into(), ..StartRequest::default() }
+    }
+
     pub fn begin(&self, exec_id: &str) -> ttrpc::Result<u32> {
-        let request = StartRequest { id: self.id.clone(), exec_id: exec_id.into(), ..StartRequest::default() };
-        self.client.start(context(), &request).map(|response| response.pid)
+        self.client.start(context(), &self.start_request(exec_id)).map(|response| response.pid)
     }
 
     pub fn exec(&self, exec_id: &str, args: &[&str]) -> ttrpc::Result<()> {

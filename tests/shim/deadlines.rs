@@ -4,6 +4,7 @@
 //! The Go shim waits for ever: these tests are skiff's own.
 
 use std::cell::RefCell;
+use std::io::Read;
 use std::path::Path;
 
 use containerd_shim_protos::api::CreateTaskRequest;
@@ -92,6 +93,29 @@ fn a_file_for_the_output() {
         let call = |one: &Container, wedge: &Path| with_stdout(one, format!("file://{}/log", wedge.display()));
         hangs_in(sleeper, call, &["stdout: open", "/log", "no answer within 3 s, hangs in "]);
     }
+}
+
+/// A file that takes its time gets all of it, also after the Delete that has waited long enough.
+#[test]
+fn a_file_that_is_slow() {
+    if !is_skiff() {
+        return;
+    }
+    let daemon = impatient(Bundle::new(&["head", "-c", "100000", "/dev/zero"]));
+    let log = daemon.fifo("slow");
+    let read = std::thread::spawn({
+        let log = log.clone();
+        move || std::fs::File::open(log).unwrap()
+    });
+    with_stdout(&daemon, format!("file://{}", log.display())).unwrap();
+    let mut slow = read.join().unwrap();
+    daemon.begin("").unwrap();
+    assert_eq!(daemon.wait("").unwrap(), 0);
+    daemon.delete("").unwrap();
+    let mut got = Vec::new();
+    slow.read_to_end(&mut got).unwrap();
+    assert_eq!(got.iter().filter(|byte| **byte == 0).count(), 100_000);
+    daemon.end();
 }
 
 #[test]

@@ -376,6 +376,26 @@ fn a_terminal_that_leads_nowhere_leaves_nothing() {
     daemon.end();
 }
 
+/// What a shim blocks for itself, it does not hand on.
+#[test]
+fn a_hook_may_be_signalled() {
+    let mut bundle = Bundle::new(&["sleep", "1000"]);
+    let file = bundle.path().join("mask");
+    let script = format!("grep SigBlk /proc/self/status >> {}", file.display());
+    let hook = serde_json::json!([{"path": "/bin/sh", "args": ["sh", "-c", script]}]);
+    for kind in ["createRuntime", "createContainer", "poststart", "poststop"] {
+        bundle.spec["hooks"][kind] = hook.clone();
+    }
+    let daemon = Daemon::with(bundle);
+    daemon.create().unwrap();
+    daemon.begin("").unwrap();
+    daemon.finish();
+    let masks = std::fs::read_to_string(file).unwrap();
+    let empty: Vec<&str> = masks.lines().filter(|line| line.ends_with("\t0000000000000000")).collect();
+    assert_eq!(empty.len(), 4, "{masks}");
+    daemon.end();
+}
+
 #[test]
 fn limits_are_updated() {
     if !has_controllers(&["pids", "cpuset"]) {

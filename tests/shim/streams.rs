@@ -4,7 +4,7 @@ use std::io::Write;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
-use containerd_shim_protos::api::{CloseIORequest, CreateTaskRequest, ExecProcessRequest, ResizePtyRequest};
+use containerd_shim_protos::api::{CloseIORequest, CreateTaskRequest, ExecProcessRequest, ResizePtyRequest, Status};
 use containerd_shim_protos::protobuf::well_known_types::any::Any;
 use containerd_shim_protos::protobuf::{Message, MessageField};
 use containerd_shim_protos::shim::oci::Options;
@@ -251,5 +251,58 @@ fn a_terminal_is_resized_before_the_start() {
     eventually("it has printed", || std::fs::read_to_string(&line).unwrap().starts_with("sleep"));
     daemon.finish();
     assert_eq!(output.join().unwrap().trim(), "17 91");
+    daemon.end();
+}
+
+/// An exec process that ends while its client is still on the way to its terminal's output: the status is its own.
+#[test]
+fn an_exit_before_the_terminal_is_read() {
+    let daemon = Daemon::start(&["sleep", "1000"]);
+    daemon.create().unwrap();
+    daemon.begin("").unwrap();
+    let out = daemon.fifo("out");
+    let process = serde_json::json!({"args": ["sh", "-c", "echo word; exit 7"], "cwd": "/", "env": ["PATH=/bin"],
+        "terminal": true, "user": {"uid": 0, "gid": 0}});
+    let exec = ExecProcessRequest {
+        terminal: true,
+        stdout: text(&out),
+        spec: MessageField::some(Any { value: process.to_string().into_bytes(), ..Any::default() }),
+        ..daemon.exec_request("e", &[])
+    };
+    daemon.client.exec(context(), &exec).unwrap();
+    let output = std::thread::scope(|scope| {
+        let starting = scope.spawn(|| daemon.connect().start(context(), &daemon.start_request("e")));
+        // Longer than the shim leaves orphans unreaped.
+        std::thread::sleep(std::time::Duration::from_millis(2500));
+        let output = reader(&out);
+        starting.join().unwrap().unwrap();
+        output
+    });
+    assert_eq!(daemon.wait("e").unwrap(), 7);
+    daemon.delete("e").unwrap();
+    assert_eq!(output.join().unwrap().trim(), "word");
+    daemon.finish();
+    daemon.end();
+}
+
+/// The Go shim waits for it.
+#[test]
+fn a_stdin_that_is_not_there() {
+    if !is_skiff() {
+        return;
+    }
+    let daemon = Daemon::start(&["sleep", "1000"]);
+    let stdin = daemon.bundle.path().join("in");
+    let streams = [stdin.as_path(), Path::new(""), Path::new("")];
+    refused(daemon.create_with(streams), Code::UNKNOWN);
+    refused(daemon.state(""), Code::NOT_FOUND);
+    daemon.fifo("in");
+    daemon.create_with(streams).unwrap();
+    std::fs::remove_file(&stdin).unwrap();
+    refused(daemon.begin(""), Code::UNKNOWN);
+    assert_eq!(daemon.status(""), Status::CREATED);
+    daemon.fifo("in");
+    daemon.begin("").unwrap();
+    daemon.finish();
     daemon.end();
 }
