@@ -21,7 +21,7 @@ use update::merge;
 use crate::cgroup::systemd::Unit;
 use crate::cgroup::{Cgroup, OomWatch, Stats};
 use crate::error::{CONTAINER_DOES_NOT_EXIST, CONTAINER_NOT_RUNNING};
-use crate::hooks::{self, Running};
+use crate::hooks;
 use crate::host::Cgroups;
 use crate::launch::chore::Chore;
 use crate::launch::{self, Channel, Pending, describe};
@@ -495,11 +495,8 @@ impl Container {
             unmount_below(self.rootfs(), before);
         }
         self.dir.remove()?;
-        for (at, hook) in self.state.skiff.hooks.poststop().iter().flatten().enumerate() {
-            let state = hook_json(&self.state, 0, "stopped");
-            if let Err(err) = hooks::start("poststop", at, hook, &state, None).and_then(Running::finish) {
-                log::warn!("{err}");
-            }
+        if let Some(list) = self.state.skiff.hooks.poststop() {
+            hooks::run_poststop(list, &hook_json(&self.state, 0, "stopped"));
         }
         Ok(())
     }
@@ -548,6 +545,11 @@ pub fn does_not_exist() -> Error {
 }
 
 impl Starting {
+    /// The program has run: what fails from now on is a hook, and ends the container.
+    pub fn has_run(&self) -> bool {
+        self.channel.is_none()
+    }
+
     fn kill(&self) {
         let _ = crate::sys::clone::pidfd_kill(self.init.as_fd(), libc::SIGKILL);
     }

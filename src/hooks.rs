@@ -76,6 +76,15 @@ pub fn start_apart(kind: &str, at: usize, hook: &Hook, state: &[u8], patience: D
     chore::start(what, limit, || start(kind, at, hook, state, None)?.finish())
 }
 
+/// Runs the hooks of a container that is gone. What fails is logged (runtime spec, runtime.md, "Lifecycle").
+pub fn run_poststop(list: &[Hook], state: &[u8]) {
+    for (at, hook) in list.iter().enumerate() {
+        if let Err(err) = start("poststop", at, hook, state, None).and_then(Running::finish) {
+            log::warn!("{err}");
+        }
+    }
+}
+
 /// How long these may take together: one that names no timeout has [`limits::HOOK`].
 pub fn time(hooks: Option<&[Hook]>) -> Duration {
     let one = |hook| timeout(hook).unwrap_or_else(|| limits::within(limits::HOOK));

@@ -68,7 +68,7 @@ pub struct Surroundings<'a> {
 /// Makes the root mount and everything in it.
 pub fn prepare(plan: &Rootfs, around: &Surroundings<'_>) -> Result<Prepared, Failure> {
     let null = host_null().map(Cover::new).at(Step::MaskedPath)?;
-    let root = if plan.mount_namespace {
+    let mut root = if plan.mount_namespace {
         set_propagation(c"/", plan.host_propagation).at(Step::HostPropagation)?;
         bind_root(plan)?
     } else {
@@ -76,7 +76,11 @@ pub fn prepare(plan: &Rootfs, around: &Surroundings<'_>) -> Result<Prepared, Fai
     };
     let mut late = Vec::new();
     for (at, mount) in plan.mounts.iter().enumerate() {
-        if let Some(fd) = one_mount(&root, mount, at, around)? {
+        let fd = one_mount(&root, mount, at, around)?;
+        if mount.destination.to_bytes() == b"." {
+            root = fd.try_clone().map_err(|_| Errno::EMFILE).at_item(Step::Mount, at)?;
+        }
+        if mount.late_readonly {
             late.push((at, fd));
         }
     }
@@ -137,12 +141,7 @@ fn make_parent_private(rootfs: &CStr) -> nix::Result<()> {
     }
 }
 
-fn one_mount(
-    root: &OwnedFd,
-    plan: &MountPlan,
-    at: usize,
-    around: &Surroundings<'_>,
-) -> Result<Option<OwnedFd>, Failure> {
+fn one_mount(root: &OwnedFd, plan: &MountPlan, at: usize, around: &Surroundings<'_>) -> Result<OwnedFd, Failure> {
     let fd = match &plan.kind {
         MountKind::Bind { source, within, recursive } => {
             let fd = match (around.sources.get(at).and_then(Option::as_ref), within) {
@@ -195,7 +194,7 @@ fn one_mount(
         let change = MountAttr { propagation: *flag, ..MountAttr::default() };
         mount::setattr(fd.as_fd(), *recursive, &change).at_item(Step::MountAttributes, at)?;
     }
-    Ok(plan.late_readonly.then_some(fd))
+    Ok(fd)
 }
 
 /// A detached copy of `source` as this process sees it.

@@ -270,7 +270,15 @@ fn start(globals: &Globals, id: &str) -> Result<i32> {
     let relay = notify::Relay::bind(&container)?;
     let init = relay.is_some().then(|| container.watch()).transpose()?;
     let pid = container.pid();
-    block_on(container.start()?)?;
+    let mut starting = container.start()?;
+    if let Err(err) = block_on(&mut starting) {
+        if starting.has_run()
+            && let Err(undo) = container.delete(true)
+        {
+            log::warn!("undo start: {undo}");
+        }
+        return Err(err);
+    }
     match (relay, init) {
         (Some(relay), Some(init)) => relay.run(&init, pid).map(|()| 0),
         _ => Ok(0),

@@ -5,9 +5,9 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use oci_spec::runtime::{Hooks, LinuxNamespaceType as Namespace, LinuxResources, Spec};
+use oci_spec::runtime::{Hook, Hooks, LinuxNamespaceType as Namespace, LinuxResources, Spec};
 
-use super::{Container, Gate, Stdio, check_preserved, hook_state, mounts_below, unmount_below};
+use super::{Container, Gate, Stdio, check_preserved, hook_json, hook_state, mounts_below, unmount_below};
 use crate::cgroup::Cgroup;
 use crate::cgroup::systemd::{self, Unit};
 use crate::hooks;
@@ -140,6 +140,8 @@ pub(super) struct Made {
     pub(super) rdt: Option<Group>,
     /// Without a mount namespace: the rootfs, and what was mounted below it before.
     pub(super) host_mounts: Option<(PathBuf, Vec<PathBuf>)>,
+    /// Hooks that are due when it is gone, and what they get.
+    pub(super) poststop: Option<(Vec<Hook>, Vec<u8>)>,
     pub(super) keep: bool,
 }
 
@@ -147,12 +149,15 @@ impl Made {
     /// Has a child take it back: mounts and cgroups take their time.
     pub(super) fn undo(&mut self) -> Result<chore::Chore> {
         let what = format!("take back what the create of {:?} has made", self.dir.path().display().to_string());
-        let undone = chore::start(what, limits::REMOVE, || {
+        let hooks = hooks::time(self.poststop.as_ref().map(|(list, _)| list.as_slice()));
+        let undone = chore::start(what, limits::REMOVE + hooks, || {
             // Its descriptors have not come along.
             let cgroup = self.cgroup.as_ref().map(|cgroup| Cgroup::open(&cgroup.paths())).transpose()?;
             let removed = self.remove(cgroup.as_ref());
             let stopped = self.unit.as_ref().map_or(Ok(()), Unit::stop);
-            self.dir.remove().and(removed).and(stopped)
+            self.dir.remove().and(removed).and(stopped)?;
+            self.run_poststop();
+            Ok(())
         })?;
         self.keep = true;
         Ok(undone)
@@ -161,7 +166,7 @@ impl Made {
     /// Moves it out of where it is; what stays there is nothing to remove.
     pub(super) fn take(&mut self) -> Box<Made> {
         let dir = self.dir.clone();
-        let rest = Made { dir, cgroup: None, unit: None, rdt: None, host_mounts: None, keep: true };
+        let rest = Made { dir, cgroup: None, unit: None, rdt: None, host_mounts: None, poststop: None, keep: true };
         Box::new(std::mem::replace(self, rest))
     }
 
@@ -171,6 +176,12 @@ impl Made {
         }
         let removed = cgroup.map_or(Ok(()), |cgroup| cgroup.kill(libc::SIGKILL).and_then(|()| cgroup.remove()));
         removed.and(self.rdt.as_ref().map_or(Ok(()), Group::remove))
+    }
+
+    fn run_poststop(&self) {
+        if let Some((list, state)) = &self.poststop {
+            hooks::run_poststop(list, state);
+        }
     }
 }
 
@@ -191,6 +202,7 @@ impl Drop for Made {
         if let Err(err) = self.dir.remove() {
             log::warn!("undo create: {err}");
         }
+        self.run_poststop();
     }
 }
 
@@ -229,6 +241,7 @@ pub(super) fn prepare(request: Create, spec: &Spec, waits: bool) -> std::result:
         unit: None,
         rdt: None,
         host_mounts: None,
+        poststop: None,
         keep: false,
     });
     let mut state = new_state(&request.id, &bundle, spec, &plan, filter);
@@ -372,6 +385,8 @@ impl Prepared {
             Ok(birth) => birth,
             Err(err) => return Err((Some(made), err)),
         };
+        let poststop = state.skiff.hooks.poststop().clone();
+        made.poststop = poststop.map(|list| (list, hook_json(&state, 0, "stopped")));
         state.cgroup_paths = made.cgroup.as_ref().map(Cgroup::paths).unwrap_or_default();
         mark("stage the state");
         let mut underway = Box::new(Underway { birth, made, state, gate, trace: trace.clone(), staged: 0, deadline });

@@ -32,7 +32,23 @@ pub fn plan(capabilities: &LinuxCapabilities) -> CapPlan {
     for cap in (0..64).filter(|cap| beyond & (1 << cap) != 0) {
         log::warn!("can't raise ambient capability {}: it is not both permitted and inheritable", name(cap));
     }
+    warn(plan.effective & !plan.permitted, "is effective, but not permitted");
     plan
+}
+
+impl CapPlan {
+    /// Tells of what a runtime without it cannot give (runtime spec, config.md, "capabilities").
+    pub fn warn_of_missing(&self) {
+        let held = caps::read(None, caps::CapSet::Permitted).unwrap_or_default();
+        let held = held.iter().fold(0, |bits, cap| bits | 1 << cap.index());
+        warn((self.permitted | self.inheritable) & !held, "the runtime does not have it itself");
+    }
+}
+
+fn warn(caps: u64, why: &str) {
+    for cap in (0..64).filter(|cap| caps & (1 << cap) != 0) {
+        log::warn!("can't grant capability {}: {why}", name(cap));
+    }
 }
 
 fn bits(set: &Option<Capabilities>) -> u64 {

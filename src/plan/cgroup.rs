@@ -299,6 +299,9 @@ fn memory(w: &mut Writes, resources: &LinuxResources, out: &mut CgroupPlan) -> R
     Ok(())
 }
 
+/// What cpu.shares can be (kernel/sched/sched.h, MIN_SHARES and MAX_SHARES).
+const SHARES: std::ops::RangeInclusive<u64> = 2..=262_144;
+
 /// cpu.weight for cpu.shares: 2..=262144 maps to 1..=10000 with 1024 at 100, on a log2 curve.
 pub fn weight(shares: u64) -> u64 {
     match shares {
@@ -333,8 +336,12 @@ fn cpu(w: &mut Writes, resources: &LinuxResources) -> Result<()> {
         let field = format!("{FIELD}.shares");
         if w.v2 {
             w.push("", "cpu.weight", weight(shares), &field);
-        } else {
+        } else if SHARES.contains(&shares) {
             w.push("cpu", "cpu.shares", shares, &field);
+        } else {
+            // The kernel would take the nearest one.
+            let text = format!("{shares}: allowed is from {} to {}", SHARES.start(), SHARES.end());
+            return Err(Error::invalid(field, text));
         }
     }
     let quota = cpu.quota().filter(|q| *q != 0);

@@ -217,7 +217,7 @@ fn plan_mount(
     let within = super::clean(mount.destination());
     let within = within.strip_prefix(rootfs).map_or(within.as_path(), |rest| rest).to_path_buf();
     let destination = inside(format!("{field}.destination"), &within)?;
-    if destination.as_bytes() == b"." {
+    if destination.as_bytes() == b"." && !namespaces.has(Kind::Mount) {
         return Err(Error::invalid(format!("{field}.destination"), "is the root of the container"));
     }
     let options = mount_options::parse(mount.options().as_deref().unwrap_or_default());

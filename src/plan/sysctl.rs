@@ -40,6 +40,11 @@ pub fn plan(spec: &Spec, namespaces: &Namespaces) -> Result<Vec<Sysctl>> {
             return Err(Error::invalid(field, "not a sysctl name"));
         }
         check(&path, spec, namespaces).map_err(|cause| Error::invalid(&field, cause))?;
+        if path == "kernel/domainname"
+            && spec.domainname().as_ref().is_some_and(|name| !name.is_empty() && name != value)
+        {
+            return Err(Error::invalid(field, "is not what the OCI \"domainname\" field says"));
+        }
         out.push(Sysctl { path: cstring(&field, path)?, value: cstring(&field, value.as_str())? });
     }
     out.sort_by(|a, b| a.path.cmp(&b.path));
@@ -122,5 +127,20 @@ mod tests {
             let err = planned(ns, key).unwrap_err().to_string();
             assert!(err.starts_with(&format!("linux.sysctl.{key}: ")), "{err}");
         }
+    }
+
+    #[test]
+    fn a_domain_name_is_said_once() {
+        let planned = |value: &str| {
+            let spec: Spec = serde_json::from_value(serde_json::json!({
+                "ociVersion": "1.0.2", "domainname": "here",
+                "linux": {"namespaces": [{"type": "uts"}], "sysctl": {"kernel.domainname": value}},
+            }))
+            .unwrap();
+            plan(&spec, &super::super::namespaces::plan(&spec)?)
+        };
+        planned("here").unwrap();
+        let err = planned("there").unwrap_err().to_string();
+        assert_eq!(err, "linux.sysctl.kernel.domainname: is not what the OCI \"domainname\" field says");
     }
 }

@@ -2,7 +2,7 @@
 
 use serde_json::json;
 
-use super::Case;
+use super::{Case, is_skiff};
 
 fn running() -> Case {
     let case = Case::new(&["sleep", "100"]);
@@ -111,6 +111,37 @@ fn a_signal_is_told_by_its_number_real_time_ones_too() {
         assert_eq!(got.code, 128 + signal, "{got:?}");
     }
     done(case);
+}
+
+/// runc refuses the container.
+#[test]
+fn capabilities_that_cannot_be_granted_are_told_of() {
+    if !is_skiff() {
+        return;
+    }
+    let case = Case::sh("grep CapEff /proc/self/status").with(|spec| {
+        let both = json!(["CAP_KILL", "CAP_CHOWN"]);
+        spec["process"]["capabilities"] = json!({"bounding": both, "effective": both, "permitted": ["CAP_CHOWN"]});
+    });
+    let done = case.run().ok();
+    assert_eq!(done.out, "CapEff:\t0000000000000001\n");
+    assert!(done.err.contains("can't grant capability CAP_KILL: is effective, but not permitted"), "{}", done.err);
+    case.end();
+    // A runtime that has no more than root's own name.
+    let case = Case::sh("grep CapEff /proc/self/status").with(|spec| {
+        let caps = json!(["CAP_KILL", "CAP_NET_RAW"]);
+        spec["process"]["capabilities"] = json!({"bounding": caps, "effective": caps, "permitted": caps});
+    });
+    let line = format!("exec setpriv --bounding-set=-net_raw {} run {}", case.runtime.display(), case.id);
+    let done = skiff_test_support::run(
+        std::process::Command::new("sh").args(["-c", &line]).current_dir(case.bundle.path()),
+        "",
+    )
+    .ok();
+    assert_eq!(done.out, "CapEff:\t0000000000000020\n");
+    let want = "can't grant capability CAP_NET_RAW: the runtime does not have it itself";
+    assert!(done.err.contains(want), "{}", done.err);
+    case.end();
 }
 
 #[test]

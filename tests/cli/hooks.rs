@@ -168,3 +168,32 @@ fn a_failed_poststart_stops_the_container_and_a_failed_poststop_does_not_matter(
     case.run().ok();
     case.end();
 }
+
+/// What has begun ends with its poststop hooks, also when it fails on its way (runtime spec, runtime.md, "Lifecycle").
+#[test]
+fn poststop_follows_what_has_failed() {
+    for what in ["prestart", "createRuntime", "createContainer", "poststart", "a mount"] {
+        let case = Case::new(&["sleep", "100"]);
+        let log = case.bundle.path().join("log");
+        let case = case.with(|spec| {
+            spec["hooks"]["poststop"] = hook(&format!("cat >>{}", log.display()));
+            match what {
+                "a mount" => add_log(spec, "/no/such/file"),
+                kind => spec["hooks"][kind] = hook("exit 3"),
+            }
+        });
+        let created = case.detached(&["create", &case.id]);
+        // runc has had poststart in the create before 1.5.
+        if what == "poststart" && is_skiff() {
+            created.ok();
+            case.cmd(&["start", &case.id]).failed();
+        } else {
+            created.failed();
+        }
+        case.cmd(&["state", &case.id]).failed();
+        let text = std::fs::read_to_string(&log).unwrap_or_else(|err| panic!("{what}: {err}"));
+        let state: Value = serde_json::from_str(&text).unwrap_or_else(|err| panic!("{what}: {err}: {text}"));
+        assert_eq!((&state["id"], &state["status"]), (&json!(case.id), &json!("stopped")), "{what}");
+        case.end();
+    }
+}

@@ -77,6 +77,17 @@ fn memory_has_its_files() {
 }
 
 #[test]
+fn shares_that_the_kernel_would_change_are_refused() {
+    if !is_v1() {
+        return;
+    }
+    for (shares, limit) in [(1, "2"), (500_000, "262144")] {
+        let err = super::refused(|spec| spec["linux"]["resources"]["cpu"] = json!({"shares": shares}));
+        assert!(err.contains("shares") && err.contains(limit), "{err}");
+    }
+}
+
+#[test]
 fn processors_have_their_files() {
     if !skiff_test_support::has_controllers(&["cpu", "cpuset", "io", "memory", "pids"]) {
         return;

@@ -318,3 +318,34 @@ fn device_rules_allow_and_deny_by_type_number_and_access() {
         "read\nwrote\nread-zero\n"
     );
 }
+
+/// What is mounted on the root is the root: of later mounts, of the process, and read-only when that is asked for.
+#[test]
+fn a_mount_on_the_root() {
+    let other = tempfile::tempdir().unwrap();
+    skiff_test_support::fill_rootfs(other.path());
+    std::fs::write(other.path().join("marker"), "other").unwrap();
+    let other = other.path().display().to_string();
+    let script =
+        "cat /marker; stat -f -c %T /mnt; touch /new && echo written; ls /proc/self/fd >/dev/null && echo proc";
+    for (mount, marker) in [
+        (json!({"destination": "/", "type": "bind", "source": other, "options": ["rbind"]}), "other"),
+        (json!({"destination": "/", "type": "tmpfs", "source": "tmpfs", "options": ["tmpcopyup"]}), "own"),
+    ] {
+        for readonly in [false, true] {
+            let case = Case::sh(script);
+            std::fs::write(case.bundle.rootfs().join("marker"), "own").unwrap();
+            let case = case.with(|spec| {
+                let mounts = spec["mounts"].as_array_mut().unwrap();
+                mounts.insert(0, mount.clone());
+                mounts.push(tmpfs(&[]));
+                spec["root"]["readonly"] = json!(readonly);
+            });
+            let done = case.run().ok();
+            let written = if readonly { "" } else { "written\n" };
+            assert_eq!(done.out, format!("{marker}tmpfs\n{written}proc\n"), "{}", done.err);
+            assert!(!case.bundle.rootfs().join("new").exists(), "it has a root of its own");
+            case.end();
+        }
+    }
+}

@@ -10,7 +10,7 @@ mod network;
 mod programs;
 
 pub use agent::seccomp_agent;
-pub use bundle::{Bundle, add_user_namespace};
+pub use bundle::{Bundle, add_user_namespace, fill_rootfs};
 pub use console::{receive_console, receive_console_of};
 pub use containerd::{Containerd, Driver, Pods, Version};
 pub use image::NAME as IMAGE;
