@@ -55,35 +55,60 @@ impl Trace {
         self.mark(side, END);
     }
 
-    /// The timeline in the trace event format that browsers' trace viewers open; times in microseconds.
-    pub fn events(&self) -> Result<Value> {
+    /// The steps that have ended, by their beginning.
+    pub fn steps(&self) -> Result<Vec<Step>> {
         let mut text = String::new();
         let mut file = &*self.0;
         file.rewind().and_then(|()| file.read_to_string(&mut text)).map_err(|e| Error::io("read the trace", &e))?;
-        Ok(events(&text))
+        Ok(steps(&text))
+    }
+
+    /// The timeline in the trace event format that browsers' trace viewers open; times in microseconds.
+    pub fn events(&self) -> Result<Value> {
+        self.steps().map(|steps| events(&steps))
     }
 }
 
-fn events(text: &str) -> Value {
-    let marks: Vec<(&str, u128, &str)> = text
-        .lines()
-        .filter_map(|line| {
-            let mut words = line.splitn(3, ' ');
-            Some((words.next()?, words.next()?.parse().ok()?, words.next()?))
-        })
-        .collect();
-    let start = marks.iter().map(|mark| mark.1).min().unwrap_or(0);
+/// A step of a timeline. Times in nanoseconds since 1970.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Step {
+    /// Who took it.
+    pub side: Track,
+    /// What was done.
+    pub name: String,
+    /// When it began.
+    pub begin: u64,
+    /// When it ended.
+    pub end: u64,
+}
+
+fn steps(text: &str) -> Vec<Step> {
     let mut out = Vec::new();
-    for (thread, side, name) in [(1, "P", "runtime"), (2, "C", "container init")] {
-        let of_side: Vec<_> = marks.iter().filter(|mark| mark.0 == side).collect();
-        if of_side.is_empty() {
-            continue;
+    for (side, letter) in [(Track::Parent, "P "), (Track::Child, "C ")] {
+        let mark = |line: &'_ str| -> Option<(u64, String)> {
+            let (time, name) = line.strip_prefix(letter)?.split_once(' ')?;
+            Some((time.parse().ok()?, name.to_string()))
+        };
+        let marks: Vec<_> = text.lines().filter_map(mark).collect();
+        for pair in marks.windows(2).filter(|pair| pair[0].1 != END) {
+            out.push(Step { side, name: pair[0].1.clone(), begin: pair[0].0, end: pair[1].0 });
         }
-        out.push(json!({"name": "thread_name", "ph": "M", "pid": 1, "tid": thread, "args": {"name": name}}));
-        for pair in of_side.windows(2).filter(|pair| pair[0].2 != END) {
-            let micros = |nanos: u128| (nanos - start) as f64 / 1000.0;
-            let (begin, end) = (micros(pair[0].1), micros(pair[1].1));
-            out.push(json!({"name": pair[0].2, "ph": "X", "pid": 1, "tid": thread, "ts": begin, "dur": end - begin}));
+    }
+    out.sort_by_key(|step| step.begin);
+    out
+}
+
+fn events(steps: &[Step]) -> Value {
+    let start = steps.iter().map(|step| step.begin).min().unwrap_or(0);
+    let mut out = Vec::new();
+    for (thread, side, name) in [(1, Track::Parent, "runtime"), (2, Track::Child, "container init")] {
+        if steps.iter().any(|step| step.side == side) {
+            out.push(json!({"name": "thread_name", "ph": "M", "pid": 1, "tid": thread, "args": {"name": name}}));
+        }
+        for step in steps.iter().filter(|step| step.side == side) {
+            let micros = |nanos: u64| nanos.saturating_sub(start) as f64 / 1000.0;
+            let (begin, end) = (micros(step.begin), micros(step.end));
+            out.push(json!({"name": step.name, "ph": "X", "pid": 1, "tid": thread, "ts": begin, "dur": end - begin}));
         }
     }
     json!({"traceEvents": out, "displayTimeUnit": "ms"})
@@ -95,7 +120,7 @@ mod tests {
 
     #[test]
     fn marks_become_events_of_two_sides() {
-        let events = events("P 1000 plan\nP 3000 clone\nC 3500 mounts\nP 4000 end\nC 5500 end\n");
+        let events = events(&steps("P 1000 plan\nP 3000 clone\nC 3500 mounts\nP 4000 end\nC 5500 end\n"));
         let list = events["traceEvents"].as_array().unwrap();
         let of = |name: &str| list.iter().find(|event| event["name"] == name).unwrap();
         assert_eq!((&of("clone")["ts"], &of("clone")["dur"]), (&json!(2.0), &json!(1.0)));

@@ -21,6 +21,7 @@ mod process;
 mod rootfs;
 mod sandbox;
 mod serve;
+mod spans;
 mod start;
 mod streaming;
 mod task;

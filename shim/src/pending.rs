@@ -4,7 +4,11 @@ use std::cell::RefCell;
 use std::rc::Rc;
 use std::time::Instant;
 
+use containerd_shim_protos::ttrpc::asynchronous::TtrpcContext;
 use skiff::Error;
+use skiff::trace::Trace;
+
+use crate::spans::{Context, Request, Spans};
 
 /// A request, as the log names it.
 #[derive(Clone, Debug)]
@@ -13,6 +17,8 @@ pub struct Call {
     id: String,
     exec_id: String,
     since: Instant,
+    /// Where its span belongs.
+    parent: Option<Context>,
     /// It changes nothing: nobody misses it when its client has gone away.
     pub only_waits: bool,
 }
@@ -21,7 +27,13 @@ impl Call {
     /// A call of `name` about a container, or a process of it.
     pub fn new(name: &'static str, id: &str, exec_id: &str) -> Call {
         let since = Instant::now();
-        Call { name, id: id.to_string(), exec_id: exec_id.to_string(), since, only_waits: false }
+        Call { name, id: id.to_string(), exec_id: exec_id.to_string(), since, parent: None, only_waits: false }
+    }
+
+    /// The same, as a part of what its client is at.
+    pub fn of(self, context: &TtrpcContext) -> Call {
+        let parent = context.metadata.get("traceparent").and_then(|values| Context::parse(values.first()?));
+        Call { parent, ..self }
     }
 
     /// One that waits for something and changes nothing.
@@ -36,21 +48,38 @@ impl Call {
 }
 
 /// All that are pending. Clones share them.
-#[derive(Clone, Debug, Default)]
-pub struct Calls(Rc<RefCell<Vec<Rc<Call>>>>);
+#[derive(Clone, Default)]
+pub struct Calls {
+    pending: Rc<RefCell<Vec<Rc<Call>>>>,
+    spans: Option<Rc<Spans>>,
+}
 
 impl Calls {
+    /// None yet; where somebody wants spans, all will have one.
+    pub fn new(spans: Option<Rc<Spans>>) -> Calls {
+        Calls { pending: Rc::default(), spans }
+    }
+
+    /// A timeline for a create that is pending, if somebody wants one.
+    pub fn trace(&self, id: &str) -> Option<Trace> {
+        self.spans.as_ref()?.of_create(id)
+    }
+
     /// Pending from now on, until [`Calls::answered`].
     pub fn begin(&self, call: Call) -> Rc<Call> {
         let call = Rc::new(call);
-        self.0.borrow_mut().push(call.clone());
+        self.pending.borrow_mut().push(call.clone());
         call
     }
 
     /// Pending no more.
     pub fn answered(&self, call: &Rc<Call>, error: Option<&Error>) {
-        self.0.borrow_mut().retain(|one| !Rc::ptr_eq(one, call));
+        self.pending.borrow_mut().retain(|one| !Rc::ptr_eq(one, call));
         let time = call.since.elapsed();
+        if let Some(spans) = &self.spans {
+            let (name, id, exec_id) = (call.name, call.id.as_str(), call.exec_id.as_str());
+            spans.add(&Request { name, id, exec_id, parent: call.parent, took: time, error });
+        }
         match error {
             None => log::debug!("{}: answered after {time:?}", call.describe()),
             Some(err) => log::debug!("{}: refused after {time:?}: {err}", call.describe()),
@@ -60,6 +89,6 @@ impl Calls {
     /// Lines for the log.
     pub fn describe(&self) -> Vec<String> {
         let line = |call: &Rc<Call>| format!("pending for {:?}: {}", call.since.elapsed(), call.describe());
-        self.0.borrow().iter().map(line).collect()
+        self.pending.borrow().iter().map(line).collect()
     }
 }

@@ -385,10 +385,10 @@ fn find(shim: &Shim, id: &str) -> Result<Rc<Sandbox>> {
 impl SandboxService for Service {
     async fn create_sandbox(
         &self,
-        _: &TtrpcContext,
+        context: &TtrpcContext,
         request: CreateSandboxRequest,
     ) -> TtrpcResult<CreateSandboxResponse> {
-        self.ask(Call::new("CreateSandbox", &request.sandbox_id, ""), move |shim| async move {
+        self.ask(Call::new("CreateSandbox", &request.sandbox_id, "").of(context), move |shim| async move {
             if shim.sandbox.borrow().is_some() {
                 return Err(Error::new(Kind::AlreadyExists, "the shim has a sandbox already"));
             }
@@ -399,8 +399,12 @@ impl SandboxService for Service {
         .await
     }
 
-    async fn start_sandbox(&self, _: &TtrpcContext, request: StartSandboxRequest) -> TtrpcResult<StartSandboxResponse> {
-        self.ask(Call::new("StartSandbox", &request.sandbox_id, ""), move |shim| async move {
+    async fn start_sandbox(
+        &self,
+        context: &TtrpcContext,
+        request: StartSandboxRequest,
+    ) -> TtrpcResult<StartSandboxResponse> {
+        self.ask(Call::new("StartSandbox", &request.sandbox_id, "").of(context), move |shim| async move {
             let sandbox = find(&shim, &request.sandbox_id)?;
             let pid = sandbox.start().await?;
             let created_at = MessageField::some(timestamp(sandbox.created));
@@ -423,16 +427,24 @@ impl SandboxService for Service {
         Ok(PlatformResponse { platform: MessageField::some(platform), ..PlatformResponse::default() })
     }
 
-    async fn stop_sandbox(&self, _: &TtrpcContext, request: StopSandboxRequest) -> TtrpcResult<StopSandboxResponse> {
-        self.ask(Call::new("StopSandbox", &request.sandbox_id, ""), move |shim| async move {
+    async fn stop_sandbox(
+        &self,
+        context: &TtrpcContext,
+        request: StopSandboxRequest,
+    ) -> TtrpcResult<StopSandboxResponse> {
+        self.ask(Call::new("StopSandbox", &request.sandbox_id, "").of(context), move |shim| async move {
             find(&shim, &request.sandbox_id)?.stop().await;
             Ok(StopSandboxResponse::default())
         })
         .await
     }
 
-    async fn wait_sandbox(&self, _: &TtrpcContext, request: WaitSandboxRequest) -> TtrpcResult<WaitSandboxResponse> {
-        self.ask(Call::new("WaitSandbox", &request.sandbox_id, "").only_waits(), move |shim| async move {
+    async fn wait_sandbox(
+        &self,
+        context: &TtrpcContext,
+        request: WaitSandboxRequest,
+    ) -> TtrpcResult<WaitSandboxResponse> {
+        self.ask(Call::new("WaitSandbox", &request.sandbox_id, "").of(context).only_waits(), move |shim| async move {
             let sandbox = find(&shim, &request.sandbox_id)?;
             let exit = sandbox.holder.wait().await.ok_or_else(|| precondition("the shim is ending"))?;
             let exited_at = MessageField::some(timestamp(exit.at));
@@ -443,10 +455,10 @@ impl SandboxService for Service {
 
     async fn sandbox_status(
         &self,
-        _: &TtrpcContext,
+        context: &TtrpcContext,
         request: SandboxStatusRequest,
     ) -> TtrpcResult<SandboxStatusResponse> {
-        self.ask(Call::new("SandboxStatus", &request.sandbox_id, ""), move |shim| async move {
+        self.ask(Call::new("SandboxStatus", &request.sandbox_id, "").of(context), move |shim| async move {
             let sandbox = find(&shim, &request.sandbox_id)?;
             let ready = sandbox.holder.phase() == Phase::Running;
             Ok(SandboxStatusResponse {
@@ -467,10 +479,10 @@ impl SandboxService for Service {
 
     async fn shutdown_sandbox(
         &self,
-        _: &TtrpcContext,
+        context: &TtrpcContext,
         request: ShutdownSandboxRequest,
     ) -> TtrpcResult<ShutdownSandboxResponse> {
-        self.ask(Call::new("ShutdownSandbox", &request.sandbox_id, ""), move |shim| async move {
+        self.ask(Call::new("ShutdownSandbox", &request.sandbox_id, "").of(context), move |shim| async move {
             if let Ok(sandbox) = find(&shim, &request.sandbox_id) {
                 sandbox.stop().await;
                 sandbox.remove_files();
@@ -484,10 +496,10 @@ impl SandboxService for Service {
 
     async fn sandbox_metrics(
         &self,
-        _: &TtrpcContext,
+        context: &TtrpcContext,
         request: SandboxMetricsRequest,
     ) -> TtrpcResult<SandboxMetricsResponse> {
-        self.ask(Call::new("SandboxMetrics", &request.sandbox_id, ""), move |shim| async move {
+        self.ask(Call::new("SandboxMetrics", &request.sandbox_id, "").of(context), move |shim| async move {
             let sandbox = find(&shim, &request.sandbox_id)?;
             let mut response = SandboxMetricsResponse::default();
             let metric = response.metrics.mut_or_insert_default();

@@ -28,6 +28,7 @@ use crate::args::Args;
 use crate::events::Events;
 use crate::io::watch_fd;
 use crate::logging;
+use crate::spans::Spans;
 use crate::streaming;
 use crate::task::{self, Service, Shim};
 
@@ -63,7 +64,11 @@ pub fn run(args: &Args, bundle: &Path, listener: StdListener, events: Option<Str
 
 async fn serve(args: &Args, listener: StdListener, address: Option<String>, socket: Option<PathBuf>) -> Result<()> {
     let events = Events::new(&args.namespace, address);
-    let shim = Shim::new(&args.namespace, events.clone(), socket);
+    let spans = Spans::asked_for();
+    let shim = Shim::new(&args.namespace, events.clone(), socket, spans.clone());
+    if let Some(spans) = &spans {
+        tokio::task::spawn_local(spans.clone().export());
+    }
     let (service, jobs) = Service::new();
     tokio::task::spawn_local(task::run(shim.clone(), jobs));
     let io = |e| Error::io("listen", &e);
@@ -75,6 +80,9 @@ async fn serve(args: &Args, listener: StdListener, address: Option<String>, sock
     shim.leave();
     told?;
     let _ = tokio::time::timeout(FLUSH, events.flushed()).await;
+    if let Some(spans) = spans {
+        let _ = tokio::time::timeout(FLUSH, spans.flush()).await;
+    }
     Ok(())
 }
 

@@ -37,6 +37,7 @@ use crate::events::{Events, timestamp};
 use crate::io::{Manner, Name, Paths};
 use crate::pending::{Call, Calls};
 use crate::process::{Phase, Process, settle};
+use crate::spans::Spans;
 use crate::streaming::{self, Local};
 use crate::{metrics, options, pause, rootfs, sandbox};
 
@@ -141,7 +142,7 @@ pub async fn run(shim: Rc<Shim>, mut jobs: mpsc::UnboundedReceiver<Job>) {
 
 impl Shim {
     /// An empty one.
-    pub fn new(namespace: &str, events: Events, socket: Option<PathBuf>) -> Rc<Shim> {
+    pub fn new(namespace: &str, events: Events, socket: Option<PathBuf>, spans: Option<Rc<Spans>>) -> Rc<Shim> {
         Rc::new(Shim {
             socket: RefCell::new(socket),
             leaving: std::cell::Cell::new(false),
@@ -152,7 +153,7 @@ impl Shim {
             dying: RefCell::default(),
             creating: watch::Sender::default(),
             shutdown_refused: std::cell::Cell::new(false),
-            calls: Calls::default(),
+            calls: Calls::new(spans),
             sandbox: sandbox::Slot::default(),
             streams: Rc::default(),
             rootless: skiff::host::rootless(),
@@ -263,7 +264,7 @@ impl Shim {
                 no_new_keyring: options.no_new_keyring,
                 preserve_fds: 0,
                 notify: false,
-                trace: None,
+                trace: self.calls.trace(&request.id),
                 rootless: self.rootless,
                 pause: pause::wanted(&spec, options.builtin_pause),
             };
@@ -405,60 +406,66 @@ fn process_info((pid, exec_id): (u32, Option<String>)) -> ProcessInfo {
 
 #[async_trait]
 impl Task for Service {
-    async fn state(&self, _: &TtrpcContext, request: StateRequest) -> TtrpcResult<StateResponse> {
-        self.ask(Call::new("State", &request.id, &request.exec_id), move |shim| async move { shim.state(&request) })
-            .await
+    async fn state(&self, context: &TtrpcContext, request: StateRequest) -> TtrpcResult<StateResponse> {
+        self.ask(Call::new("State", &request.id, &request.exec_id).of(context), move |shim| async move {
+            shim.state(&request)
+        })
+        .await
     }
 
-    async fn create(&self, _: &TtrpcContext, request: CreateTaskRequest) -> TtrpcResult<CreateTaskResponse> {
-        let pid = self
-            .ask(Call::new("Create", &request.id, ""), move |shim| async move { shim.create(request).await })
+    async fn create(&self, context: &TtrpcContext, request: CreateTaskRequest) -> TtrpcResult<CreateTaskResponse> {
+        let pid =
+            self.ask(Call::new("Create", &request.id, "").of(context), move |shim| async move {
+                shim.create(request).await
+            })
             .await?;
         Ok(CreateTaskResponse { pid, ..CreateTaskResponse::default() })
     }
 
-    async fn start(&self, _: &TtrpcContext, request: StartRequest) -> TtrpcResult<StartResponse> {
+    async fn start(&self, context: &TtrpcContext, request: StartRequest) -> TtrpcResult<StartResponse> {
         let pid = self
-            .ask(Call::new("Start", &request.id, &request.exec_id), move |shim| async move {
+            .ask(Call::new("Start", &request.id, &request.exec_id).of(context), move |shim| async move {
                 shim.container(&request.id)?.start(&request.exec_id).await
             })
             .await?;
         Ok(StartResponse { pid, ..StartResponse::default() })
     }
 
-    async fn delete(&self, _: &TtrpcContext, request: DeleteRequest) -> TtrpcResult<DeleteResponse> {
-        self.ask(
-            Call::new("Delete", &request.id, &request.exec_id),
-            move |shim| async move { shim.delete(request).await },
-        )
+    async fn delete(&self, context: &TtrpcContext, request: DeleteRequest) -> TtrpcResult<DeleteResponse> {
+        self.ask(Call::new("Delete", &request.id, &request.exec_id).of(context), move |shim| async move {
+            shim.delete(request).await
+        })
         .await
     }
 
-    async fn pids(&self, _: &TtrpcContext, request: PidsRequest) -> TtrpcResult<PidsResponse> {
+    async fn pids(&self, context: &TtrpcContext, request: PidsRequest) -> TtrpcResult<PidsResponse> {
         let pids = self
-            .ask(Call::new("Pids", &request.id, ""), move |shim| async move { shim.container(&request.id)?.pids() })
+            .ask(Call::new("Pids", &request.id, "").of(context), move |shim| async move {
+                shim.container(&request.id)?.pids()
+            })
             .await?;
         let processes = pids.into_iter().map(process_info).collect();
         Ok(PidsResponse { processes, ..PidsResponse::default() })
     }
 
-    async fn pause(&self, _: &TtrpcContext, request: PauseRequest) -> TtrpcResult<Empty> {
-        self.ask(
-            Call::new("Pause", &request.id, ""),
-            move |shim| async move { shim.container(&request.id)?.pause().await },
-        )
+    async fn pause(&self, context: &TtrpcContext, request: PauseRequest) -> TtrpcResult<Empty> {
+        self.ask(Call::new("Pause", &request.id, "").of(context), move |shim| async move {
+            shim.container(&request.id)?.pause().await
+        })
         .await
         .map(|()| Empty::new())
     }
 
-    async fn resume(&self, _: &TtrpcContext, request: ResumeRequest) -> TtrpcResult<Empty> {
-        self.ask(Call::new("Resume", &request.id, ""), move |shim| async move { shim.container(&request.id)?.resume() })
-            .await
-            .map(|()| Empty::new())
+    async fn resume(&self, context: &TtrpcContext, request: ResumeRequest) -> TtrpcResult<Empty> {
+        self.ask(Call::new("Resume", &request.id, "").of(context), move |shim| async move {
+            shim.container(&request.id)?.resume()
+        })
+        .await
+        .map(|()| Empty::new())
     }
 
-    async fn checkpoint(&self, _: &TtrpcContext, request: api::CheckpointTaskRequest) -> TtrpcResult<Empty> {
-        self.ask(Call::new("Checkpoint", &request.id, ""), move |shim| async move {
+    async fn checkpoint(&self, context: &TtrpcContext, request: api::CheckpointTaskRequest) -> TtrpcResult<Empty> {
+        self.ask(Call::new("Checkpoint", &request.id, "").of(context), move |shim| async move {
             let container = shim.container(&request.id)?;
             container.checkpoint(options::checkpoint(request.options.as_ref(), &request.path)?).await
         })
@@ -466,16 +473,16 @@ impl Task for Service {
         .map(|()| Empty::new())
     }
 
-    async fn kill(&self, _: &TtrpcContext, request: KillRequest) -> TtrpcResult<Empty> {
-        self.ask(Call::new("Kill", &request.id, &request.exec_id), move |shim| async move {
+    async fn kill(&self, context: &TtrpcContext, request: KillRequest) -> TtrpcResult<Empty> {
+        self.ask(Call::new("Kill", &request.id, &request.exec_id).of(context), move |shim| async move {
             shim.container(&request.id)?.kill(&request.exec_id, request.signal, request.all)
         })
         .await
         .map(|()| Empty::new())
     }
 
-    async fn exec(&self, _: &TtrpcContext, request: ExecProcessRequest) -> TtrpcResult<Empty> {
-        self.ask(Call::new("Exec", &request.id, &request.exec_id), move |shim| async move {
+    async fn exec(&self, context: &TtrpcContext, request: ExecProcessRequest) -> TtrpcResult<Empty> {
+        self.ask(Call::new("Exec", &request.id, &request.exec_id).of(context), move |shim| async move {
             let container = shim.container(&request.id)?;
             if request.exec_id.is_empty() {
                 return Err(Error::invalid("exec_id", "must not be empty"));
@@ -494,8 +501,8 @@ impl Task for Service {
         .map(|()| Empty::new())
     }
 
-    async fn resize_pty(&self, _: &TtrpcContext, request: ResizePtyRequest) -> TtrpcResult<Empty> {
-        self.ask(Call::new("ResizePty", &request.id, &request.exec_id), move |shim| async move {
+    async fn resize_pty(&self, context: &TtrpcContext, request: ResizePtyRequest) -> TtrpcResult<Empty> {
+        self.ask(Call::new("ResizePty", &request.id, &request.exec_id).of(context), move |shim| async move {
             let process = shim.container(&request.id)?.process(&request.exec_id)?;
             if process.exit().is_some() && !request.exec_id.is_empty() {
                 return Err(crate::error::precondition("cannot resize a stopped process"));
@@ -506,8 +513,8 @@ impl Task for Service {
         .map(|()| Empty::new())
     }
 
-    async fn close_io(&self, _: &TtrpcContext, request: CloseIORequest) -> TtrpcResult<Empty> {
-        self.ask(Call::new("CloseIO", &request.id, &request.exec_id), move |shim| async move {
+    async fn close_io(&self, context: &TtrpcContext, request: CloseIORequest) -> TtrpcResult<Empty> {
+        self.ask(Call::new("CloseIO", &request.id, &request.exec_id).of(context), move |shim| async move {
             let process = shim.container(&request.id)?.process(&request.exec_id)?;
             if request.stdin {
                 process.close_stdin();
@@ -518,8 +525,8 @@ impl Task for Service {
         .map(|()| Empty::new())
     }
 
-    async fn update(&self, _: &TtrpcContext, request: UpdateTaskRequest) -> TtrpcResult<Empty> {
-        self.ask(Call::new("Update", &request.id, ""), move |shim| async move {
+    async fn update(&self, context: &TtrpcContext, request: UpdateTaskRequest) -> TtrpcResult<Empty> {
+        self.ask(Call::new("Update", &request.id, "").of(context), move |shim| async move {
             let resources =
                 serde_json::from_slice(&request.resources.value).map_err(|e| Error::invalid("resources", e))?;
             shim.container(&request.id)?.update(resources).await
@@ -528,9 +535,9 @@ impl Task for Service {
         .map(|()| Empty::new())
     }
 
-    async fn wait(&self, _: &TtrpcContext, request: WaitRequest) -> TtrpcResult<WaitResponse> {
+    async fn wait(&self, context: &TtrpcContext, request: WaitRequest) -> TtrpcResult<WaitResponse> {
         let exit = self
-            .ask(Call::new("Wait", &request.id, &request.exec_id).only_waits(), move |shim| async move {
+            .ask(Call::new("Wait", &request.id, &request.exec_id).of(context).only_waits(), move |shim| async move {
                 let process = shim.container(&request.id)?.process(&request.exec_id)?;
                 process.wait().await.ok_or_else(|| no_container(&request.id))
             })
@@ -542,17 +549,19 @@ impl Task for Service {
         })
     }
 
-    async fn stats(&self, _: &TtrpcContext, request: StatsRequest) -> TtrpcResult<StatsResponse> {
+    async fn stats(&self, context: &TtrpcContext, request: StatsRequest) -> TtrpcResult<StatsResponse> {
         let stats = self
-            .ask(Call::new("Stats", &request.id, ""), move |shim| async move { shim.container(&request.id)?.stats() })
+            .ask(Call::new("Stats", &request.id, "").of(context), move |shim| async move {
+                shim.container(&request.id)?.stats()
+            })
             .await?;
         Ok(StatsResponse { stats: MessageField::some(metrics::any(&stats)), ..StatsResponse::default() })
     }
 
     /// Never fails: it is how containerd finds out whether a shim lives.
-    async fn connect(&self, _: &TtrpcContext, request: ConnectRequest) -> TtrpcResult<ConnectResponse> {
+    async fn connect(&self, context: &TtrpcContext, request: ConnectRequest) -> TtrpcResult<ConnectResponse> {
         let task_pid = self
-            .ask(Call::new("Connect", &request.id, ""), move |shim| async move {
+            .ask(Call::new("Connect", &request.id, "").of(context), move |shim| async move {
                 Ok(shim.container(&request.id).map_or(0, |c| c.init.pid()))
             })
             .await
@@ -560,8 +569,8 @@ impl Task for Service {
         Ok(ConnectResponse { shim_pid: std::process::id(), task_pid, ..ConnectResponse::default() })
     }
 
-    async fn shutdown(&self, _: &TtrpcContext, request: ShutdownRequest) -> TtrpcResult<Empty> {
-        self.ask(Call::new("Shutdown", &request.id, ""), move |shim| async move {
+    async fn shutdown(&self, context: &TtrpcContext, request: ShutdownRequest) -> TtrpcResult<Empty> {
+        self.ask(Call::new("Shutdown", &request.id, "").of(context), move |shim| async move {
             shim.shutdown();
             Ok(())
         })

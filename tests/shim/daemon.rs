@@ -91,6 +91,7 @@ impl Task {
             service: self.service.into(),
             method: method.into(),
             timeout_nano: context.timeout_nano,
+            metadata: ttrpc::context::to_pb(context.metadata),
             payload: request.write_to_bytes().expect("a message"),
             ..ttrpc::Request::default()
         };

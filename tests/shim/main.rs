@@ -12,6 +12,7 @@ mod log;
 mod protocol;
 mod raw;
 mod restart;
+mod spans;
 mod streams;
 mod tasks;
 mod wedge;

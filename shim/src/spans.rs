@@ -1,0 +1,368 @@
+//! Spans of requests, and of the steps of a create, for a collector of OpenTelemetry where OTEL_* in the environment names
+//! one: OTLP over HTTP, as protobuf. Does not live here: what is done meanwhile (task), the marks of a create (the library).
+
+use std::cell::{Cell, RefCell};
+use std::collections::BTreeMap;
+use std::hash::{BuildHasher, Hasher, RandomState};
+use std::rc::Rc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use containerd_shim_protos::protobuf::{self, CodedOutputStream};
+use skiff::launch::chore;
+use skiff::trace::{Trace, Track};
+use skiff::{Error, Kind, Result};
+use tokio::sync::Notify;
+
+use crate::process::settle;
+
+/// Most spans that are kept while there is nobody to take them; beyond that the newest are lost.
+const MAX_QUEUED: usize = 2048;
+/// How long a collector may take.
+const PATIENCE: Duration = Duration::from_secs(10);
+/// The specification's: between two exports.
+const DELAY: Duration = Duration::from_secs(5);
+
+/// Whose child a span is: `traceparent` of the W3C, as containerd sends it along with a request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Context {
+    trace: u128,
+    span: u64,
+    sampled: bool,
+}
+
+impl Context {
+    /// Reads `00-TRACE-SPAN-FLAGS`; None when it is not that.
+    pub fn parse(traceparent: &str) -> Option<Context> {
+        let mut parts = traceparent.split('-');
+        let (version, trace, span, flags) = (parts.next()?, parts.next()?, parts.next()?, parts.next()?);
+        let hex = |text: &str, digits| text.len() == digits && text.bytes().all(|byte| byte.is_ascii_hexdigit());
+        if !(hex(version, 2) && version != "ff" && hex(trace, 32) && hex(span, 16) && hex(flags, 2)) {
+            return None;
+        }
+        let context = Context {
+            trace: u128::from_str_radix(trace, 16).ok()?,
+            span: u64::from_str_radix(span, 16).ok()?,
+            sampled: u8::from_str_radix(flags, 16).ok()? & 1 != 0,
+        };
+        (context.trace != 0 && context.span != 0).then_some(context)
+    }
+}
+
+/// A request that has been answered.
+#[derive(Debug)]
+pub struct Request<'a> {
+    /// The name of the call.
+    pub name: &'static str,
+    /// The container, or the sandbox.
+    pub id: &'a str,
+    /// The exec process; may be empty.
+    pub exec_id: &'a str,
+    /// Where it belongs.
+    pub parent: Option<Context>,
+    /// How long it took.
+    pub took: Duration,
+    /// Why it was refused.
+    pub error: Option<&'a Error>,
+}
+
+/// Spans on their way to the collector.
+pub struct Spans {
+    url: String,
+    headers: Vec<(String, String)>,
+    service: String,
+    delay: Duration,
+    /// Encoded.
+    queue: RefCell<Vec<Vec<u8>>>,
+    filled: Notify,
+    /// Of creates under way, by container.
+    steps: RefCell<BTreeMap<String, Trace>>,
+    /// The last export failed, and it has been said.
+    failing: Cell<bool>,
+    ids: RandomState,
+    next_id: Cell<u64>,
+}
+
+impl Spans {
+    /// What the environment asks for (opentelemetry.io, "OTLP Exporter Configuration"); None when that is nothing.
+    pub fn asked_for() -> Option<Rc<Spans>> {
+        match configure(|name| std::env::var(name).ok().filter(|value| !value.is_empty())) {
+            Ok(spans) => spans.map(Rc::new),
+            Err(err) => {
+                log::warn!("{err}: there will be no spans");
+                None
+            }
+        }
+    }
+
+    /// A timeline for the create of this container.
+    pub fn of_create(&self, id: &str) -> Option<Trace> {
+        let trace = Trace::new().ok()?;
+        self.steps.borrow_mut().insert(id.to_string(), trace.clone());
+        Some(trace)
+    }
+
+    /// Notes a request, and the steps of a create.
+    pub fn add(&self, request: &Request<'_>) {
+        let steps = if request.name == "Create" { self.steps.borrow_mut().remove(request.id) } else { None };
+        if request.parent.is_some_and(|parent| !parent.sampled) {
+            return;
+        }
+        let trace = request.parent.map_or_else(|| u128::from(self.id()) << 64 | u128::from(self.id()), |p| p.trace);
+        let end = nanos(SystemTime::now());
+        let mut attributes = vec![("rpc.system", "ttrpc"), ("rpc.method", request.name), ("container.id", request.id)];
+        if !request.exec_id.is_empty() {
+            attributes.push(("exec.id", request.exec_id));
+        }
+        let error = request.error.map(ToString::to_string);
+        let span = Span {
+            trace,
+            id: self.id(),
+            parent: request.parent.map(|parent| parent.span),
+            name: request.name,
+            kind: SERVER,
+            times: (end.saturating_sub(request.took.as_nanos() as u64), end),
+            attributes: &attributes,
+            error: error.as_deref(),
+        };
+        self.queue(&span);
+        for step in steps.and_then(|trace| trace.steps().ok()).into_iter().flatten() {
+            let side = if step.side == Track::Parent { "runtime" } else { "container init" };
+            self.queue(&Span {
+                id: self.id(),
+                parent: Some(span.id),
+                name: &step.name,
+                kind: INTERNAL,
+                times: (step.begin, step.end),
+                attributes: &[("process", side)],
+                error: None,
+                ..span
+            });
+        }
+    }
+
+    fn queue(&self, span: &Span<'_>) {
+        let mut queue = self.queue.borrow_mut();
+        if queue.len() < MAX_QUEUED
+            && let Ok(bytes) = span.encode()
+        {
+            queue.push(bytes);
+            self.filled.notify_one();
+        }
+    }
+
+    /// Sends what there is, now and then.
+    pub async fn export(self: Rc<Self>) {
+        loop {
+            self.filled.notified().await;
+            tokio::time::sleep(self.delay).await;
+            self.flush().await;
+        }
+    }
+
+    /// Sends what there is. A child waits for the collector.
+    pub async fn flush(&self) {
+        let spans = self.queue.take();
+        if spans.is_empty() {
+            return;
+        }
+        let sent = async {
+            let body = self.encode(&spans).map_err(|err| Error::new(Kind::System, err.to_string()))?;
+            settle(chore::start(format!("export spans to {:?}", self.url), PATIENCE, || self.post(body))?).await
+        };
+        match sent.await {
+            Ok(()) => self.failing.set(false),
+            Err(err) if !self.failing.replace(true) => log::warn!("{} spans are lost: {err}", spans.len()),
+            Err(_) => {}
+        }
+    }
+
+    fn post(&self, body: Vec<u8>) -> Result<()> {
+        let mut request = minreq::post(&self.url).with_header("Content-Type", "application/x-protobuf");
+        for (name, value) in &self.headers {
+            request = request.with_header(name, value);
+        }
+        let fail = |what: String| Error::new(Kind::System, format!("export spans to {:?}: {what}", self.url));
+        let answer = request.with_body(body).with_timeout(PATIENCE.as_secs()).send();
+        match answer.map_err(|err| fail(err.to_string()))?.status_code {
+            200..=299 => Ok(()),
+            code => Err(fail(format!("answered with status {code}"))),
+        }
+    }
+
+    /// ExportTraceServiceRequest of opentelemetry/proto/collector/trace/v1.
+    fn encode(&self, spans: &[Vec<u8>]) -> protobuf::Result<Vec<u8>> {
+        let resource = message(|out| attribute(out, 1, "service.name", &self.service))?;
+        let scope = message(|out| {
+            out.write_string(1, "skiff")?;
+            out.write_string(2, env!("CARGO_PKG_VERSION"))
+        })?;
+        let of_scope = message(|out| {
+            out.write_bytes(1, &scope)?;
+            spans.iter().try_for_each(|span| out.write_bytes(2, span))
+        })?;
+        let of_resource = message(|out| {
+            out.write_bytes(1, &resource)?;
+            out.write_bytes(2, &of_scope)
+        })?;
+        message(|out| out.write_bytes(1, &of_resource))
+    }
+
+    /// One that nobody else has: never 0.
+    fn id(&self) -> u64 {
+        self.next_id.set(self.next_id.get() + 1);
+        let mut hasher = self.ids.build_hasher();
+        hasher.write_u64(self.next_id.get());
+        hasher.finish().max(1)
+    }
+}
+
+/// SpanKind.
+const INTERNAL: i32 = 1;
+const SERVER: i32 = 2;
+/// StatusCode.
+const ERROR: i32 = 2;
+
+/// Span of opentelemetry/proto/trace/v1.
+struct Span<'a> {
+    trace: u128,
+    id: u64,
+    parent: Option<u64>,
+    name: &'a str,
+    kind: i32,
+    /// Nanoseconds since 1970.
+    times: (u64, u64),
+    attributes: &'a [(&'a str, &'a str)],
+    error: Option<&'a str>,
+}
+
+impl Span<'_> {
+    fn encode(&self) -> protobuf::Result<Vec<u8>> {
+        message(|out| {
+            out.write_bytes(1, &self.trace.to_be_bytes())?;
+            out.write_bytes(2, &self.id.to_be_bytes())?;
+            if let Some(parent) = self.parent {
+                out.write_bytes(4, &parent.to_be_bytes())?;
+            }
+            out.write_string(5, self.name)?;
+            out.write_enum(6, self.kind)?;
+            out.write_fixed64(7, self.times.0)?;
+            out.write_fixed64(8, self.times.1)?;
+            self.attributes.iter().try_for_each(|(key, value)| attribute(out, 9, key, value))?;
+            let Some(error) = self.error else { return Ok(()) };
+            let status = message(|out| {
+                out.write_string(2, error)?;
+                out.write_enum(3, ERROR)
+            })?;
+            out.write_bytes(15, &status)
+        })
+    }
+}
+
+fn message(write: impl FnOnce(&mut CodedOutputStream<'_>) -> protobuf::Result<()>) -> protobuf::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    let mut out = CodedOutputStream::vec(&mut bytes);
+    write(&mut out)?;
+    out.flush()?;
+    drop(out);
+    Ok(bytes)
+}
+
+/// KeyValue with a string.
+fn attribute(out: &mut CodedOutputStream<'_>, field: u32, key: &str, value: &str) -> protobuf::Result<()> {
+    let value = message(|out| out.write_string(1, value))?;
+    let pair = message(|out| {
+        out.write_string(1, key)?;
+        out.write_bytes(2, &value)
+    })?;
+    out.write_bytes(field, &pair)
+}
+
+fn nanos(time: SystemTime) -> u64 {
+    time.duration_since(UNIX_EPOCH).unwrap_or_default().as_nanos() as u64
+}
+
+fn configure(var: impl Fn(&str) -> Option<String>) -> Result<Option<Spans>> {
+    // That of traces alone goes before the one of all signals.
+    let of_traces = |name: &str| {
+        let (all, own) = (format!("OTEL_EXPORTER_OTLP_{name}"), format!("OTEL_EXPORTER_OTLP_TRACES_{name}"));
+        var(&own).map(|value| (own, value)).or_else(|| var(&all).map(|value| (all, value)))
+    };
+    let Some((named, endpoint)) = of_traces("ENDPOINT") else { return Ok(None) };
+    let off = |name: &str, on: &str| var(name).is_some_and(|value| value != on);
+    if var("OTEL_SDK_DISABLED").is_some_and(|value| value.eq_ignore_ascii_case("true"))
+        || off("OTEL_TRACES_EXPORTER", "otlp")
+    {
+        return Ok(None);
+    }
+    if let Some((name, protocol)) = of_traces("PROTOCOL").filter(|(_, protocol)| protocol != "http/protobuf") {
+        return Err(Error::new(
+            Kind::Unsupported,
+            format!("{name}: {protocol:?}, only \"http/protobuf\" is supported"),
+        ));
+    }
+    if !endpoint.starts_with("http://") {
+        return Err(Error::new(Kind::Unsupported, format!("{named}: {endpoint:?}, only http:// is supported")));
+    }
+    let url = if named.ends_with("_TRACES_ENDPOINT") {
+        endpoint
+    } else {
+        format!("{}/v1/traces", endpoint.trim_end_matches('/'))
+    };
+    let headers = of_traces("HEADERS").map(|(_, value)| value).unwrap_or_default();
+    let pair = |pair: &str| pair.split_once('=').map(|(key, value)| (key.trim().to_string(), value.trim().to_string()));
+    let delay = var("OTEL_BSP_SCHEDULE_DELAY").and_then(|millis| millis.parse().ok()).map(Duration::from_millis);
+    Ok(Some(Spans {
+        url,
+        headers: headers.split(',').filter_map(pair).collect(),
+        service: var("OTEL_SERVICE_NAME").unwrap_or_else(|| "containerd-shim-skiff-v2".into()),
+        delay: delay.unwrap_or(DELAY),
+        queue: RefCell::default(),
+        filled: Notify::new(),
+        steps: RefCell::default(),
+        failing: Cell::new(false),
+        ids: RandomState::new(),
+        next_id: Cell::new(0),
+    }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn configured(vars: &[(&str, &str)]) -> Result<Option<String>> {
+        let var = |name: &str| vars.iter().find(|(key, _)| *key == name).map(|(_, value)| value.to_string());
+        configure(var).map(|spans| spans.map(|spans| spans.url))
+    }
+
+    #[test]
+    fn the_environment_says_where_to() {
+        let all = ("OTEL_EXPORTER_OTLP_ENDPOINT", "http://collector:4318/");
+        let own = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "http://other:1/here");
+        assert_eq!(configured(&[]).unwrap(), None);
+        assert_eq!(configured(&[all]).unwrap().unwrap(), "http://collector:4318/v1/traces");
+        assert_eq!(configured(&[all, own]).unwrap().unwrap(), "http://other:1/here");
+        assert_eq!(configured(&[all, ("OTEL_SDK_DISABLED", "true")]).unwrap(), None);
+        assert_eq!(configured(&[all, ("OTEL_TRACES_EXPORTER", "none")]).unwrap(), None);
+        for (name, value) in [
+            ("OTEL_EXPORTER_OTLP_PROTOCOL", "grpc"),
+            ("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "http/json"),
+            ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "https://collector"),
+        ] {
+            let err = configured(&[all, (name, value)]).unwrap_err().to_string();
+            assert!(err.starts_with(&format!("{name}: {value:?}, only ")), "{err}");
+        }
+    }
+
+    #[test]
+    fn a_parent_is_what_the_w3c_says() {
+        let text = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
+        let context = Context::parse(text).unwrap();
+        assert_eq!((context.trace, context.span), (0x0af7_6519_16cd_43dd_8448_eb21_1c80_319c, 0xb7ad_6b71_6920_3331));
+        assert!(context.sampled && !Context::parse(&text.replace("-01", "-00")).unwrap().sampled);
+        for bad in
+            ["", "00", "ff-x", &text.replace('a', "g"), &text.replace("0af7", "af7"), &text.replace("00-", "ff-")]
+        {
+            assert_eq!(Context::parse(bad), None, "{bad}");
+        }
+    }
+}
