@@ -348,6 +348,7 @@ impl Container {
             plan,
             filter: own.seccomp.as_ref(),
             cgroup: below.as_ref().unwrap_or(&self.cgroup),
+            named: below.is_some(),
             part: tree.as_ref().map(|tree| &tree.cgroup),
             unit: own.unit.as_ref(),
             init: self.init()?,

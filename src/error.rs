@@ -46,12 +46,13 @@ pub struct Error {
     step: Option<&'static str>,
     object: Option<Box<str>>,
     hint: Option<Box<str>>,
+    told: bool,
 }
 
 impl Error {
     /// An error of `kind` that reads `text`.
     pub fn new(kind: Kind, text: impl Into<String>) -> Self {
-        Self { kind, text: text.into(), errno: None, field: None, step: None, object: None, hint: None }
+        Self { kind, text: text.into(), errno: None, field: None, step: None, object: None, hint: None, told: false }
     }
 
     /// `config.json` (or a request field) `field` is wrong because of `cause`.
@@ -116,6 +117,17 @@ impl Error {
         self.text = format!("{}; {hint}", self.text);
         self.hint = Some(hint.into());
         self
+    }
+
+    /// The same error, which the container's stderr has been told already.
+    pub fn that_was_told(mut self) -> Self {
+        self.told = true;
+        self
+    }
+
+    /// Whoever reads the container's stderr knows of it.
+    pub fn was_told(&self) -> bool {
+        self.told
     }
 
     /// What the failed step was at: a path, a program, a name.

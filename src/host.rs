@@ -33,6 +33,13 @@ pub struct Hierarchy {
     pub own: PathBuf,
 }
 
+impl Hierarchy {
+    /// The directory of this process's cgroup.
+    pub fn own_directory(&self) -> PathBuf {
+        self.mountpoint.join(self.own.strip_prefix("/").unwrap_or(&self.own))
+    }
+}
+
 /// Options of a v1 superblock that are no controllers.
 const NO_CONTROLLERS: [&str; 7] = ["rw", "ro", "xattr", "noprefix", "clone_children", "cpuset_v2_mode", "favordynmods"];
 

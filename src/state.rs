@@ -56,6 +56,31 @@ pub struct Config {
     pub rootfs: PathBuf,
     /// `bundle=PATH`, then the annotations as `key=value`.
     pub labels: Vec<String>,
+    /// Without them runc's own `list`, `state`, `kill` and `delete` know nothing of the container.
+    #[serde(default)]
+    pub cgroups: ConfigCgroup,
+    /// Of the container's own, and those that it has joined.
+    #[serde(default)]
+    pub namespaces: Vec<ConfigNamespace>,
+}
+
+/// `config.cgroups` of runc: the paths are `cgroup_paths`.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct ConfigCgroup {
+    /// Below the hierarchies.
+    pub path: PathBuf,
+    /// runc takes an object without any limit for one without a cgroup.
+    pub memory: i64,
+}
+
+/// One of `config.namespaces` of runc.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct ConfigNamespace {
+    /// `NEWPID` etc.
+    #[serde(rename = "type")]
+    pub kind: String,
+    /// Where it was joined; empty for a new one.
+    pub path: String,
 }
 
 /// What skiff needs for exec, start and delete; config.json may have changed by then.
@@ -112,6 +137,14 @@ impl Own {
     }
 }
 
+/// What runc calls a kind of namespace.
+pub fn runcs_name(kind: LinuxNamespaceType) -> String {
+    match namespaces::proc_name(kind) {
+        "mnt" => "NEWNS".to_string(),
+        file => format!("NEW{}", file.to_uppercase()),
+    }
+}
+
 impl State {
     /// The init is this process.
     pub fn has_init(&mut self, pid: i32) -> Result<()> {
@@ -125,11 +158,8 @@ impl State {
     /// Writes down where its namespaces are.
     pub fn name_namespaces(&mut self) {
         let pid = self.init_process_pid;
-        let path = |kind: &LinuxNamespaceType| {
-            let file = namespaces::proc_name(*kind);
-            let key = if file == "mnt" { "NEWNS".to_string() } else { format!("NEW{}", file.to_uppercase()) };
-            (key, format!("/proc/{pid}/ns/{file}"))
-        };
+        let path =
+            |kind: &LinuxNamespaceType| (runcs_name(*kind), format!("/proc/{pid}/ns/{}", namespaces::proc_name(*kind)));
         self.namespace_paths = namespaces::KINDS.iter().map(path).collect();
     }
 

@@ -188,10 +188,11 @@ impl Container {
         self.count_oom();
         // The start event comes first, and the exits of execs before that of the init.
         self.init.settled().await;
-        if !self.with(|inner| Ok(inner.has_own_pid_namespace())).unwrap_or(true)
-            && let Err(err) = self.with(|inner| inner.cgroup().kill(libc::SIGKILL))
-        {
-            log::warn!("container {:?}: kill what the init has left: {err}", self.id);
+        if !self.with(|inner| Ok(inner.has_own_pid_namespace())).unwrap_or(true) {
+            if let Err(err) = self.with(|inner| inner.cgroup().kill(libc::SIGKILL)) {
+                log::warn!("container {:?}: kill what the init has left: {err}", self.id);
+            }
+            self.emptied().await;
         }
         self.init.set_phase(Phase::Stopped);
         let _ = self.running_execs.subscribe().wait_for(|n| *n == 0).await;
@@ -199,6 +200,16 @@ impl Container {
         self.report_oom();
         self.init.set_exit(exit);
         self.exited(&self.init, exit);
+    }
+
+    /// Waits a moment for the end of what the init has left, which is to be gone when its exit is told.
+    async fn emptied(&self) {
+        for _ in 0..100 {
+            if self.with(Inner::pids).map_or(true, |pids| pids.is_empty()) {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
     }
 
     /// Reports kills of the OOM killer as they happen, until the init has exited.

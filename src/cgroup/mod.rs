@@ -86,6 +86,9 @@ impl Cgroup {
             match made {
                 Ok(directory) => self.dirs.push(directory),
                 Err(err) if plan.rootless && refused(err.errno()) => {
+                    if plan.named {
+                        return Err(err.context("unable to apply cgroup configuration"));
+                    }
                     if plan.writes.iter().any(|write| dir.controllers.contains(&write.controller)) {
                         let text = "rootless needs no limits + no cgrouppath when no permission is granted for cgroups";
                         return Err(err.context(text));
@@ -162,6 +165,11 @@ impl Cgroup {
             dir.names().map(|name| (name.to_string(), path.clone())).collect::<Vec<_>>()
         };
         self.dirs.iter().flat_map(of).collect()
+    }
+
+    /// True when the caller has no right to any hierarchy.
+    pub fn is_nothing(&self) -> bool {
+        self.dirs.is_empty()
     }
 
     /// True on a host with v2 alone.

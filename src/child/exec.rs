@@ -1,6 +1,6 @@
 //! The birth of an exec process: joins the container through its init's pidfd, becomes the user, execs.
 
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
 use nix::sys::stat::{Mode, umask};
 
@@ -39,6 +39,8 @@ pub struct Exec<'a> {
     pub lenient: bool,
     /// The parent has something to do first: it says when it is done.
     pub wait_for_parent: bool,
+    /// An ordinary user's, in a user namespace of that user's.
+    pub of_user: bool,
 }
 
 /// Runs in the child; does not return.
@@ -99,14 +101,20 @@ fn birth(exec: &Exec<'_>, report: &Report) -> Result<std::convert::Infallible, F
         }
     }
     drop(root);
+    let filter = exec.filter.as_ref().map(|(program, flags)| (program.as_slice(), *flags));
+    let dumpable = exec.of_user && identity::notifies(filter);
     // While a seccomp filter cannot forbid it yet.
+    if dumpable {
+        // Whoever is in the container may look at it from then on: nothing of the host's is left to be seen.
+        let mut keep: Vec<_> = (3..3 + exec.preserve_fds as i32).chain([report.as_raw_fd()]).collect();
+        sys::close_others(&mut keep).at(Step::Descriptors)?;
+    }
     sys::cloexec_from(3 + exec.preserve_fds).at(Step::Descriptors)?;
     for fd in 3..3 + exec.preserve_fds as i32 {
         sys::set_cloexec(fd, false).at(Step::Descriptors)?;
     }
-    let filter = exec.filter.as_ref().map(|(program, flags)| (program.as_slice(), *flags));
-    let limits = identity::Limits { own: !exec.in_user_namespace };
-    let execve = identity::become_user(plan, filter, exec.in_user_namespace, limits, report)?;
+    let manner = identity::Manner { own_limits: !exec.in_user_namespace, dumpable };
+    let execve = identity::become_user(plan, filter, exec.in_user_namespace, manner, report)?;
     report.send(&Record::Execing).at(Step::Parent)?;
     if plan.no_new_privs && !identity::notifies(filter) {
         identity::install(filter, report)?;

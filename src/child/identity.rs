@@ -54,11 +54,14 @@ pub fn become_namespace_root(plan: &Process) -> Result<(), Failure> {
     root_or(sys::setgid, plan.gid).and_then(|()| root_or(sys::setuid, plan.uid)).at(Step::NamespaceRoot)
 }
 
-/// Who sets the limits of the process.
+/// What is different about some processes.
 #[derive(Clone, Copy, Debug)]
-pub struct Limits {
-    /// The process itself, as late as it still may raise them; otherwise its parent does.
-    pub own: bool,
+pub struct Manner {
+    /// Its limits are set by itself, as late as it still may raise them; otherwise its parent does it.
+    pub own_limits: bool,
+    /// Its parent is an ordinary user, who may not look into an undumpable process: not take a listener from it, nor enter
+    /// its namespaces before it runs a program.
+    pub dumpable: bool,
 }
 
 /// Becomes the user. Afterwards nothing is left to do but the gate, the filter when no_new_privs is set, and the execve that
@@ -67,7 +70,7 @@ pub fn become_user(
     plan: &Process,
     filter: Filter<'_>,
     in_user_namespace: bool,
-    limits: Limits,
+    manner: Manner,
     report: &Report,
 ) -> Result<Execve, Failure> {
     scheduling(plan)?;
@@ -91,7 +94,7 @@ pub fn become_user(
         }
     }
     own_stdio(plan.uid)?;
-    if limits.own {
+    if manner.own_limits {
         for (at, (resource, soft, hard)) in plan.rlimits.iter().enumerate() {
             sys::prlimit(0, *resource, *soft, *hard).at_item(Step::Rlimit, at)?;
         }
@@ -132,6 +135,10 @@ pub fn become_user(
     let mut env = plan.env.clone();
     home.into_iter().for_each(|home| env.push(home));
     let execve = Execve::new(program, plan.argv.clone(), env);
+    if manner.dumpable {
+        // The last change of ids is behind, and no filter forbids it yet.
+        sys::set_dumpable(true).at(Step::Capabilities)?;
+    }
     if early_filter {
         install(filter, report)?;
     }

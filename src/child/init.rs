@@ -9,7 +9,7 @@ use nix::fcntl::OFlag;
 use nix::sys::stat::{Mode, SFlag, umask};
 use oci_spec::runtime::{Hook, LinuxNamespaceType as Kind};
 
-use super::identity::Limits;
+use super::identity::Manner;
 use super::report::{self, At, Failure, Record, Report, Step};
 use super::rootfs::{self, Surroundings};
 use super::{console, identity};
@@ -56,6 +56,10 @@ pub struct Init<'a> {
     pub state: serde_json::Map<String, serde_json::Value>,
     /// Where the steps are marked.
     pub trace: Option<Trace>,
+    /// An ordinary user's, in a user namespace of that user's.
+    pub of_user: bool,
+    /// Offsets of a time namespace that the parent has no right to make.
+    pub time_offsets: Option<&'a str>,
     /// It runs no program, but becomes a pause process with this memory.
     pub pause: Option<Layout>,
 }
@@ -224,7 +228,8 @@ fn create(init: &mut Init<'_>, report: &Report) -> Result<Execve, Failure> {
     init.mark("process, capabilities and seccomp");
     let filter = init.filter.as_ref().map(|(program, flags)| (program.as_slice(), *flags));
     let in_user_namespace = plan.namespaces.has(Kind::User);
-    identity::become_user(&plan.process, filter, in_user_namespace, Limits { own: !in_user_namespace }, report)
+    let manner = Manner { own_limits: !in_user_namespace, dumpable: init.of_user };
+    identity::become_user(&plan.process, filter, in_user_namespace, manner, report)
 }
 
 /// What its network and UTS namespaces are to be like.
@@ -275,6 +280,14 @@ fn namespaces(init: &Init<'_>, report: &Report) -> Result<(), Failure> {
             report.wait().at(Step::Parent)?;
         }
         identity::become_namespace_root(process)?;
+        if let Some(offsets) = init.time_offsets {
+            // Root's otherwise, not that of this namespace's.
+            sys::set_dumpable(true).at(Step::NamespaceRoot)?;
+            clone::unshare(clone::CLONE_NEWTIME)
+                .and_then(|()| clone::set_time_offsets(offsets))
+                .at(Step::TimeOffsets)?;
+            sys::set_dumpable(false).at(Step::NamespaceRoot)?;
+        }
         match clone::clone3(flags | libc::CLONE_PARENT as u64, None).at(Step::Namespaces)? {
             Side::Child => {}
             Side::Parent(_, pidfd) => {

@@ -33,6 +33,8 @@ steps! {
     Namespaces,
     /// Become root of the user namespace.
     NamespaceRoot,
+    /// Make a time namespace with offsets.
+    TimeOffsets,
     /// Bring `lo` up.
     Loopback,
     /// Set the host name.
@@ -140,7 +142,7 @@ impl Step {
         match self {
             S::Parent | S::Gate => "gate",
             S::Cgroup => "cgroup",
-            S::Join | S::Namespaces | S::NamespaceRoot => "namespaces",
+            S::Join | S::Namespaces | S::NamespaceRoot | S::TimeOffsets => "namespaces",
             S::Loopback => "network",
             S::Hostname | S::Domainname | S::Keyring => "names",
             S::HostPropagation | S::Rootfs => "rootfs",

@@ -187,7 +187,7 @@ fn one_mount(root: &OwnedFd, plan: &MountPlan, at: usize, around: &Surroundings<
             mount::attach(fd.as_fd(), target.as_fd()).at_item(Step::Mount, at)?;
             fd
         }
-        MountKind::CgroupV2 => cgroup_v2(root, plan, at, around)?,
+        MountKind::CgroupV2(own) => cgroup_v2(root, plan, own, at, around)?,
         MountKind::CgroupV1(hierarchies) => cgroup_v1(root, plan, hierarchies, at, around)?,
     };
     for (flag, recursive) in &plan.options.propagation {
@@ -312,15 +312,28 @@ fn new_filesystem(
         .map_err(|(errno, context)| Failure::new(Step::Mount, at, errno).detail(context.message().unwrap_or_default()))
 }
 
-fn cgroup_v2(root: &OwnedFd, plan: &MountPlan, at: usize, around: &Surroundings<'_>) -> Result<OwnedFd, Failure> {
+/// The container's cgroup directory of a hierarchy; for one that has none, the runtime's.
+fn own_cgroup(around: &Surroundings<'_>, controller: &str, instead: &CStr) -> nix::Result<CString> {
+    match around.cgroups.get(controller) {
+        Some(own) => CString::new(own.as_os_str().as_encoded_bytes()).map_err(|_| Errno::EINVAL),
+        None => Ok(instead.to_owned()),
+    }
+}
+
+fn cgroup_v2(
+    root: &OwnedFd,
+    plan: &MountPlan,
+    own: &CStr,
+    at: usize,
+    around: &Surroundings<'_>,
+) -> Result<OwnedFd, Failure> {
     let target = target(root, plan, true, at)?;
     let new = if around.cgroup_namespace { mount::new_mount(c"cgroup2", &[], attrs(plan)) } else { Err(Errno::EPERM) };
     let fd = match new {
         // No cgroup namespace, or not the right to mount in it: the container's own directory stands in.
         Err(Errno::EPERM | Errno::EBUSY) => {
-            let own = around.cgroups.get("").ok_or(Errno::ENOENT).at_item(Step::MountSource, at)?;
-            let own = CString::new(own.as_os_str().as_encoded_bytes()).map_err(|_| Errno::EINVAL);
-            let fd = open_source(&own.at_item(Step::MountSource, at)?, true).at_item(Step::MountSource, at)?;
+            let own = own_cgroup(around, "", own);
+            let fd = own.and_then(|own| open_source(&own, true)).at_item(Step::MountSource, at)?;
             attributes(&fd, plan).at_item(Step::MountAttributes, at)?;
             fd
         }
@@ -347,9 +360,8 @@ fn cgroup_v1(
             let options: Vec<_> = hierarchy.options.iter().map(|(k, v)| (k.as_c_str(), v.as_deref())).collect();
             mount::new_mount(c"cgroup", &options, plan.options.set).at_item(Step::Mount, at)?
         } else {
-            let Some(own) = around.cgroups.get(&hierarchy.controller) else { continue };
-            let own = CString::new(own.as_os_str().as_encoded_bytes()).map_err(|_| Errno::EINVAL);
-            let fd = open_source(&own.at_item(Step::MountSource, at)?, true).at_item(Step::MountSource, at)?;
+            let own = own_cgroup(around, &hierarchy.controller, &hierarchy.own);
+            let fd = own.and_then(|own| open_source(&own, true)).at_item(Step::MountSource, at)?;
             let set = MountAttr { set: plan.options.set, clear: plan.options.clear, ..MountAttr::default() };
             mount::setattr(fd.as_fd(), true, &set).at_item(Step::MountAttributes, at)?;
             fd

@@ -1,7 +1,7 @@
 //! `--log`, `--log-format`, `--debug`: what go-runc and containerd read an error from.
 
 use std::fs::{File, OpenOptions};
-use std::io::Write;
+use std::io::{IsTerminal, Write};
 use std::path::Path;
 
 use log::{LevelFilter, Log, Metadata, Record};
@@ -38,8 +38,13 @@ pub fn open(file: Option<&Path>, format: &str, debug: bool) -> Result<Logs> {
 }
 
 impl Logs {
-    /// The error that ends the program: into the log, and onto stderr for whoever sits there.
+    /// The error that ends the program: into the log, and onto stderr for whoever sits there. What stderr was told by the
+    /// container already is said again, with all that is known, to a person alone: programs read its lines.
     pub fn error(&self, err: &Error) {
+        let told = err.was_told() && !std::io::stderr().is_terminal();
+        if told && self.file.is_none() && !self.json {
+            return;
+        }
         let text = err.to_string();
         let errno = err.errno().map(|errno| format!("{errno:?}"));
         let parts = [
@@ -50,7 +55,7 @@ impl Logs {
             ("hint", err.hint()),
         ];
         self.line("error", &text, &parts);
-        if self.file.is_some() {
+        if self.file.is_some() && !told {
             let _ = writeln!(std::io::stderr(), "{text}");
         }
     }

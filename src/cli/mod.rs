@@ -272,7 +272,8 @@ fn start(globals: &Globals, id: &str) -> Result<i32> {
     let pid = container.pid();
     let mut starting = container.start()?;
     if let Err(err) = block_on(&mut starting) {
-        if starting.has_run()
+        // A hook has failed, which ends the container (runtime spec, runtime.md, "Lifecycle").
+        if (starting.has_run() || err.step() == Some("startContainer"))
             && let Err(undo) = container.delete(true)
         {
             log::warn!("undo start: {undo}");

@@ -59,18 +59,17 @@ fn document(rootless: bool) -> Value {
     } else {
         mount("/sys", "sysfs", "sysfs", &["nosuid", "noexec", "nodev", "ro"])
     };
-    let mut mounts = vec![
+    let cgroup = ["nosuid", "noexec", "nodev", "relatime", "ro"];
+    let mounts = vec![
         mount("/proc", "proc", "proc", &[]),
         mount("/dev", "tmpfs", "tmpfs", &["nosuid", "strictatime", "mode=755", "size=65536k"]),
         mount("/dev/pts", "devpts", "devpts", devpts),
         mount("/dev/shm", "tmpfs", "shm", &["nosuid", "noexec", "nodev", "mode=1777", "size=65536k"]),
         mount("/dev/mqueue", "mqueue", "mqueue", &["nosuid", "noexec", "nodev"]),
         sys,
+        // Also over those of the host, whose files a user may have the right to write (CVE-2023-25809).
+        mount("/sys/fs/cgroup", "cgroup", "cgroup", &cgroup),
     ];
-    if !rootless {
-        let options = ["nosuid", "noexec", "nodev", "relatime", "ro"];
-        mounts.push(mount("/sys/fs/cgroup", "cgroup", "cgroup", &options));
-    }
     let mut namespaces = vec!["pid"];
     if !rootless {
         namespaces.push("network");
@@ -137,7 +136,7 @@ mod tests {
     fn the_document_is_a_spec() {
         for rootless in [false, true] {
             let spec = skiff::bundle::parse_spec(document(rootless).to_string().as_bytes()).unwrap();
-            assert_eq!(spec.mounts().as_ref().unwrap().len(), if rootless { 6 } else { 7 });
+            assert_eq!(spec.mounts().as_ref().unwrap().len(), 7);
         }
     }
 }

@@ -58,11 +58,11 @@ fn externals(plan: &Plan, cgroups: &std::collections::BTreeMap<String, PathBuf>)
                     });
                 }
             }
-            MountKind::CgroupV2 if !plan.namespaces.has(Namespace::Cgroup) => {
+            MountKind::CgroupV2(_) if !plan.namespaces.has(Namespace::Cgroup) => {
                 let own = cgroups.get("").cloned();
                 out.extend(own.map(|source| External { inside: inside(&mount.destination), source }));
             }
-            MountKind::New { .. } | MountKind::CgroupV1(_) | MountKind::CgroupV2 => {}
+            MountKind::New { .. } | MountKind::CgroupV1(_) | MountKind::CgroupV2(_) => {}
         }
     }
     out.extend(
@@ -469,7 +469,7 @@ fn make_mount_points(prepared: Prepared, options: Options) -> Result<Stage> {
                     (None, true)
                 }
                 // On v1 below a tmpfs, on v2 part of /sys.
-                MountKind::CgroupV1(_) | MountKind::CgroupV2 => continue,
+                MountKind::CgroupV1(_) | MountKind::CgroupV2(_) => continue,
             };
             let target = if is_dir {
                 path::mkdir_all(root.as_fd(), &mount.destination, Mode::from_bits_truncate(0o755))
@@ -553,6 +553,11 @@ impl Underway {
         let lost = || Error::new(Kind::System, "criu has restored no init");
         let pid = self.init.as_ref().ok_or_else(lost)?.pid;
         self.prepared.state.has_init(pid)?;
+        // CRIU makes one for a container that had none: its clocks go on from where they were.
+        let time = |pid: &str| std::fs::read_link(format!("/proc/{pid}/ns/time")).ok();
+        if time(&pid.to_string()) != time("self") {
+            self.prepared.state.skiff.namespaces |= crate::sys::clone::CLONE_NEWTIME;
+        }
         self.prepared.made.dir.save(&self.prepared.state)?;
         if let Some(session) = self.session.take() {
             session.finish()?;

@@ -15,7 +15,7 @@ use crate::host::Cgroups;
 use crate::launch::{Pending, Process, chore, hang, init, programs, seccomp};
 use crate::plan::{self, Plan, Request};
 use crate::rdt::Group;
-use crate::state::{Config, Dir, Own, State, check_id};
+use crate::state::{Config, ConfigCgroup, ConfigNamespace, Dir, Own, State, check_id, runcs_name};
 use crate::trace::{Trace, Track};
 use crate::{Error, Kind, Result, limits};
 
@@ -407,6 +407,12 @@ fn make_cgroup(plan: &Plan, made: &mut Made, state: &State, mark: &dyn Fn(&'stat
         return Ok(());
     }
     let cgroup = made.cgroup.insert(Cgroup::create(&plan.cgroup)?.with(state.skiff.rdt_doors()));
+    if cgroup.is_nothing() && !plan.namespaces.has(Namespace::Pid) {
+        log::warn!(
+            "a container without a cgroup and without a pid namespace of its own cannot be killed as a whole. Such \
+             configuration is strongly discouraged"
+        );
+    }
     mark("set the device policy");
     cgroup.set_devices(&plan.cgroup)
 }
@@ -436,6 +442,15 @@ pub(super) fn absolute(bundle: &Path) -> Result<PathBuf> {
     })
 }
 
+fn config_namespaces(plan: &Plan) -> Vec<ConfigNamespace> {
+    let one = |kind: &Namespace| {
+        let joined = plan.namespaces.joined(*kind).map(|join| join.path.to_string_lossy().into_owned());
+        let there = joined.is_some() || plan.namespaces.makes(*kind);
+        there.then(|| ConfigNamespace { kind: runcs_name(*kind), path: joined.unwrap_or_default() })
+    };
+    plan::namespaces::KINDS.iter().filter_map(one).collect()
+}
+
 fn new_state(id: &str, bundle: &Path, spec: &Spec, plan: &Plan, filter: Option<seccomp::Filter>) -> State {
     let annotations: BTreeMap<String, String> = spec.annotations().clone().unwrap_or_default().into_iter().collect();
     let mut labels = vec![format!("bundle={}", bundle.display())];
@@ -449,7 +464,15 @@ fn new_state(id: &str, bundle: &Path, spec: &Spec, plan: &Plan, filter: Option<s
         init_process_pid: 0,
         init_process_start: 0,
         created: created.format(&time::format_description::well_known::Rfc3339).unwrap_or_default(),
-        config: Config { rootfs: plan_rootfs(plan), labels },
+        config: Config {
+            rootfs: plan_rootfs(plan),
+            labels,
+            cgroups: ConfigCgroup {
+                path: plan.cgroup.dirs.first().map(|dir| dir.path.clone()).unwrap_or_default(),
+                memory: 0,
+            },
+            namespaces: config_namespaces(plan),
+        },
         rootless: plan.rootless,
         cgroup_paths: BTreeMap::new(),
         namespace_paths: BTreeMap::new(),

@@ -75,6 +75,7 @@ fn one(plan: &Plan, failure: &Failure) -> Error {
             None => "join namespace".into(),
         },
         Step::Namespaces => "make namespaces".into(),
+        Step::TimeOffsets => "linux.timeOffsets: set".into(),
         Step::Loopback => "bring up the loopback interface".into(),
         Step::Hostname => format!("hostname: set {:?}", plan.hostname.clone().unwrap_or_default()),
         Step::Domainname => format!("domainname: set {:?}", plan.domainname.clone().unwrap_or_default()),
@@ -239,7 +240,7 @@ fn mount(plan: &Plan, step: Step, item: usize, detail: &str) -> String {
     let (what, source) = match &mount.kind {
         MountKind::Bind { source, .. } => (format!("{source:?}"), Some(source)),
         MountKind::New { fstype, .. } => (fstype.to_string_lossy().into_owned(), None),
-        MountKind::CgroupV2 | MountKind::CgroupV1(_) => ("cgroup".into(), None),
+        MountKind::CgroupV2(_) | MountKind::CgroupV1(_) => ("cgroup".into(), None),
     };
     let field = format!("mounts[{item}]");
     if step == Step::Mount && detail.starts_with("option \"context=") {

@@ -25,6 +25,8 @@ pub struct Begin<'a> {
     pub filter: Option<&'a Filter>,
     /// Where it goes.
     pub cgroup: &'a Cgroup,
+    /// It was asked for by name: there and nowhere else.
+    pub named: bool,
     /// A part of that to go to instead.
     pub part: Option<&'a Cgroup>,
     /// The unit of systemd that this belongs to.
@@ -60,8 +62,21 @@ pub struct Birth {
 
 /// Clones the process.
 pub fn begin(begin: Begin<'_>) -> Result<Birth> {
-    let Begin { plan, filter, cgroup, part, unit, init, init_pid, namespaces, stdio, preserve_fds, keyring, state } =
-        begin;
+    let Begin {
+        plan,
+        filter,
+        cgroup,
+        named,
+        part,
+        unit,
+        init,
+        init_pid,
+        namespaces,
+        stdio,
+        preserve_fds,
+        keyring,
+        state,
+    } = begin;
     let stopped = |errno: Errno, what: &str| match errno {
         Errno::ESRCH => Error::new(Kind::FailedPrecondition, "cannot exec in a stopped container"),
         errno => Error::sys(what, errno),
@@ -73,7 +88,8 @@ pub fn begin(begin: Begin<'_>) -> Result<Birth> {
         if plan.affinity.initial.is_some() { None } else { part.and_then(Cgroup::clone_fd).or(cgroup.clone_fd()) };
     let (channel, child_end) = Channel::pair()?;
     // Only root may point at a pid namespace that belongs to another user namespace.
-    let by_second_clone = in_user_namespace && namespaces & pid_namespace != 0 && !nix::unistd::geteuid().is_root();
+    let of_user = in_user_namespace && !nix::unistd::geteuid().is_root();
+    let by_second_clone = of_user && namespaces & pid_namespace != 0;
     let limits_by_parent = in_user_namespace && !plan.rlimits.is_empty();
     let mut child = Exec {
         filter: filter.map(|f| (f.program(), f.flags)),
@@ -87,6 +103,7 @@ pub fn begin(begin: Begin<'_>) -> Result<Birth> {
         doors: cgroup.doors_but(part, into.is_some())?,
         lenient: crate::host::rootless(),
         wait_for_parent: limits_by_parent,
+        of_user,
         process: &plan,
         init,
     };
@@ -98,6 +115,11 @@ pub fn begin(begin: Begin<'_>) -> Result<Birth> {
     }
     let mut attach = None;
     let cloned = match clone::clone3(0, into) {
+        Err(errno) if into.is_some() && named => {
+            let path = cgroup.paths().into_values().next().unwrap_or_default();
+            let what = format!("unable to apply cgroup configuration: adding pid to cgroups {path:?}");
+            Err(errno).map_err(|errno| Error::sys(what, errno))?
+        }
         // The container has made cgroups of its own below, and its init lives in one of them.
         Err(Errno::EBUSY | Errno::EOPNOTSUPP | Errno::ENOENT) if into.is_some() => {
             child.doors = cgroup.doors_but(part, true)?;

@@ -103,12 +103,14 @@ pub fn makes_own_namespaces(plan: &Plan) -> Option<u64> {
 pub fn begin(begin: Begin<'_>) -> Result<Birth> {
     let Begin { plan, opened, filter, cgroup, stdio, preserve_fds, gate, state, trace } = begin;
     let ns = &plan.namespaces;
+    let of_user = ns.has(Kind::User) && !nix::unistd::geteuid().is_root();
     let mut aim = Aim::default();
     let mut joins = Vec::new();
     for (at, join) in ns.joins.iter().enumerate() {
         let fd = open_namespace(&join.path)
             .map_err(|errno| Error::sys(format!("{}: open {:?}", join.field, join.path), errno))?;
-        if join.kind == Kind::Pid {
+        // A user has the right to it in the user namespace that it belongs to.
+        if join.kind == Kind::Pid && !(of_user && ns.joined(Kind::User).is_some()) {
             aim.at_pid_namespace(fd.as_fd())
                 .map_err(|errno| Error::sys(format!("{}: join namespace {:?}", join.field, join.path), errno))?;
         } else {
@@ -116,12 +118,15 @@ pub fn begin(begin: Begin<'_>) -> Result<Birth> {
         }
     }
     let mut flags = ns.new & !(Kind::Cgroup as u64);
-    if let Some(offsets) = &ns.time_offsets {
+    let late_offsets = ns.time_offsets.as_deref().filter(|_| of_user);
+    if ns.time_offsets.is_some() {
         flags &= !clone::CLONE_NEWTIME;
+    }
+    if let Some(offsets) = ns.time_offsets.as_ref().filter(|_| !of_user) {
         aim.at_new_time_namespace(offsets).map_err(|errno| Error::sys("linux.timeOffsets: set", errno))?;
     }
     let user = ns.makes(Kind::User);
-    let late_user = (ns.makes(Kind::User) && !joins.is_empty()) || ns.joined(Kind::User).is_some();
+    let late_user = (user && (!joins.is_empty() || late_offsets.is_some())) || ns.joined(Kind::User).is_some();
     let second_clone = late_user.then_some(flags & !(Kind::User as u64));
     let unshare = makes_own_namespaces(&plan);
     let first_flags = if late_user { 0 } else { flags & !unshare.unwrap_or(0) };
@@ -157,6 +162,8 @@ pub fn begin(begin: Begin<'_>) -> Result<Birth> {
         gate,
         state: state.clone(),
         trace,
+        of_user,
+        time_offsets: late_offsets,
         pause: plan.process.pause.as_ref().map(|_| super::pod::layout()).transpose()?,
         plan: &plan,
     };

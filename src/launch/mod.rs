@@ -310,12 +310,7 @@ impl Aim {
         let own = own_namespace(c"/proc/self/ns/time")?;
         crate::sys::clone::unshare(crate::sys::clone::CLONE_NEWTIME)?;
         self.restore.push((own, crate::sys::clone::CLONE_NEWTIME));
-        let file = nix::fcntl::open(
-            c"/proc/self/timens_offsets",
-            nix::fcntl::OFlag::O_WRONLY | nix::fcntl::OFlag::O_CLOEXEC,
-            nix::sys::stat::Mode::empty(),
-        )?;
-        nix::unistd::write(&file, offsets.as_bytes()).map(drop)
+        crate::sys::clone::set_time_offsets(offsets)
     }
 
     /// Back to this process's own namespaces.

@@ -26,6 +26,8 @@ pub struct CgroupPlan {
     pub check_memory: Option<i64>,
     /// Hierarchies that the caller has no right to are left out.
     pub rootless: bool,
+    /// The spec names it.
+    pub named: bool,
     /// User of the host who may make cgroups below it.
     pub owner: Option<u32>,
     /// The unit of systemd that is to hold it.
@@ -111,7 +113,9 @@ pub fn plan(id: &str, spec: &Spec, host: &Cgroups, systemd: bool, rootless: bool
     let resources = linux.and_then(|l| l.resources().clone()).unwrap_or_default();
     let mut out = plan_update(&resources, host)?;
     let scope = systemd.then(|| super::scope::plan(id, spec, &out.writes, host.pure_v2(), rootless)).transpose()?;
-    let path = match (&scope, linux.and_then(|l| l.cgroups_path().as_deref()).filter(|p| !p.as_os_str().is_empty())) {
+    let named = linux.and_then(|l| l.cgroups_path().as_deref()).filter(|p| !p.as_os_str().is_empty());
+    out.named = named.is_some();
+    let path = match (&scope, named) {
         (Some(scope), _) => Path::new("/").join(&scope.slice_path).join(&scope.unit),
         (None, Some(path)) => path.to_path_buf(),
         (None, None) => PathBuf::from(format!("/{id}")),
@@ -141,7 +145,7 @@ pub fn plan(id: &str, spec: &Spec, host: &Cgroups, systemd: bool, rootless: bool
 /// with a writable mount of it (runtime spec, config-linux.md, "Cgroup ownership").
 pub fn owner(spec: &Spec, namespaces: &Namespaces, rootfs: &Rootfs, host: &Cgroups) -> Option<u32> {
     let writable = rootfs.mounts.iter().any(|mount| {
-        mount.kind == MountKind::CgroupV2
+        matches!(mount.kind, MountKind::CgroupV2(_))
             && mount.destination.as_bytes() == b"sys/fs/cgroup"
             && mount.options.set & attr::RDONLY == 0
     });
@@ -225,6 +229,14 @@ impl Writes {
     }
 }
 
+const NOT_ON_V2: &str = "cgroup v2 has no such limit";
+
+fn passed_over(field: &str, set: bool, why: &str) {
+    if set {
+        log::warn!("{field} is passed over: {why}");
+    }
+}
+
 fn max(limit: i64) -> String {
     if limit < 0 { "max".into() } else { limit.to_string() }
 }
@@ -232,6 +244,19 @@ fn max(limit: i64) -> String {
 fn memory(w: &mut Writes, resources: &LinuxResources, out: &mut CgroupPlan) -> Result<()> {
     const FIELD: &str = "linux.resources.memory";
     let Some(memory) = resources.memory() else { return Ok(()) };
+    passed_over(
+        &format!("{FIELD}.kernel"),
+        memory.kernel().is_some_and(|kernel| kernel != 0),
+        "no kernel has it any more",
+    );
+    if w.v2 {
+        let only_v1 = [
+            ("kernelTCP", memory.kernel_tcp().is_some_and(|tcp| tcp != 0)),
+            ("disableOOMKiller", memory.disable_oom_killer() == Some(true)),
+            ("swappiness", memory.swappiness().is_some_and(|swappiness| swappiness != u64::MAX)),
+        ];
+        only_v1.iter().for_each(|(name, set)| passed_over(&format!("{FIELD}.{name}"), *set, NOT_ON_V2));
+    }
     // 0 is how callers say that a field is not set.
     let limit = memory.limit().filter(|limit| *limit != 0);
     let mut swap = memory.swap().filter(|swap| *swap != 0);
@@ -368,6 +393,9 @@ fn cpu(w: &mut Writes, resources: &LinuxResources) -> Result<()> {
     if let Some(burst) = burst {
         w.push("cpu", "cpu.cfs_burst_us", burst, &format!("{FIELD}.burst"));
     }
+    let realtime =
+        cpu.realtime_period().or(cpu.realtime_runtime().map(i64::unsigned_abs)).is_some_and(|time| time != 0);
+    passed_over(&format!("{FIELD}.realtimeRuntime"), w.v2 && realtime, NOT_ON_V2);
     if let Some(period) = cpu.realtime_period().filter(|p| *p != 0) {
         let write = w.push("cpu", "cpu.rt_period_us", period, &format!("{FIELD}.realtimePeriod"));
         write.swaps_with_next = cpu.realtime_runtime().is_some_and(|runtime| runtime != 0);
@@ -400,6 +428,7 @@ fn block_io(w: &mut Writes, resources: &LinuxResources) -> Result<()> {
                 Some(("blkio.bfq.weight".into(), weight.to_string()));
         }
     }
+    passed_over(&format!("{FIELD}.leafWeight"), w.v2 && io.leaf_weight().is_some_and(|weight| weight != 0), NOT_ON_V2);
     if let Some(weight) = io.leaf_weight().filter(|weight| *weight != 0 && !w.v2) {
         let weight = check("leafWeight", weight)?;
         w.push("blkio", "blkio.leaf_weight", weight, &format!("{FIELD}.leafWeight"));
@@ -459,7 +488,16 @@ fn hugetlb(w: &mut Writes, resources: &LinuxResources) -> Result<()> {
 }
 
 fn network(w: &mut Writes, resources: &LinuxResources) {
-    let Some(network) = resources.network().as_ref().filter(|_| !w.v2) else { return };
+    let Some(network) = resources.network() else { return };
+    if w.v2 {
+        passed_over("linux.resources.network", network.class_id().is_some_and(|class| class != 0), NOT_ON_V2);
+        passed_over(
+            "linux.resources.network",
+            network.priorities().as_ref().is_some_and(|all| !all.is_empty()),
+            NOT_ON_V2,
+        );
+        return;
+    }
     if let Some(class) = network.class_id().filter(|class| *class != 0) {
         w.push("net_cls", "net_cls.classid", class, "linux.resources.network.classID");
     }

@@ -188,7 +188,7 @@ fn describe(mount: &MountPlan) -> String {
             let options = if options.is_empty() { String::new() } else { format!(" ({})", options.join(",")) };
             format!("mount {}{options}", text(fstype))
         }
-        MountKind::CgroupV2 => "mount cgroup2".to_string(),
+        MountKind::CgroupV2(_) => "mount cgroup2".to_string(),
         MountKind::CgroupV1(list) => format!("mount a tmpfs with {} cgroup hierarchies", list.len()),
     };
     let mut out = format!("{what} at {}", absolute(&mount.destination));

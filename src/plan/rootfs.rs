@@ -2,14 +2,14 @@
 
 use std::ffi::CString;
 use std::os::unix::ffi::OsStrExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use oci_spec::runtime::{LinuxDeviceType, LinuxNamespaceType as Kind, Mount, Spec};
 
 use super::mount_options::{self, Options};
 use super::namespaces::{self, Namespaces};
 use super::{Request, checks, cstring, inside};
-use crate::host::Cgroups;
+use crate::host::{Cgroups, Hierarchy};
 use crate::sys::mount::attr;
 use crate::{Error, Result};
 
@@ -89,8 +89,8 @@ pub enum MountKind {
         /// A tmpfs without `mode=`: it takes the mode of the directory that it covers.
         mode_of_target: bool,
     },
-    /// The cgroup v2 tree.
-    CgroupV2,
+    /// The cgroup v2 tree. The runtime's own cgroup stands in where it cannot be mounted, and the container has none.
+    CgroupV2(CString),
     /// A tmpfs with the v1 hierarchies in it.
     CgroupV1(Vec<V1Mount>),
 }
@@ -102,8 +102,8 @@ pub struct V1Mount {
     pub name: CString,
     /// One of its controllers: how its directory is found among the container's cgroups.
     pub controller: String,
-    /// Where the host has it mounted; bound when the container has no cgroup namespace.
-    pub host: CString,
+    /// The runtime's own cgroup in it: bound when the container has no cgroup namespace and no cgroup of its own.
+    pub own: CString,
     /// Options of a new mount of it.
     pub options: Vec<(CString, Option<CString>)>,
     /// Names of single controllers that link to a combined directory.
@@ -218,7 +218,10 @@ fn plan_mount(
     let within = within.strip_prefix(rootfs).map_or(within.as_path(), |rest| rest).to_path_buf();
     let destination = inside(format!("{field}.destination"), &within)?;
     if destination.as_bytes() == b"." && !namespaces.has(Kind::Mount) {
-        return Err(Error::invalid(format!("{field}.destination"), "is the root of the container"));
+        return Err(Error::invalid(
+            format!("{field}.destination"),
+            "is the root of a container without a mount namespace",
+        ));
     }
     let options = mount_options::parse(mount.options().as_deref().unwrap_or_default());
     let source = mount.source().as_ref().map(|path| path.as_os_str().as_bytes()).unwrap_or_default();
@@ -241,7 +244,8 @@ fn plan_mount(
         MountKind::Bind { source, within: within.filter(|_| rootfs != Path::new("/")), recursive }
     } else if fstype == "cgroup" || fstype == "cgroup2" {
         if host.pure_v2() || fstype == "cgroup2" {
-            MountKind::CgroupV2
+            let own = host.v2.as_ref().map_or_else(PathBuf::new, Hierarchy::own_directory);
+            MountKind::CgroupV2(cstring(field, own.as_os_str().as_bytes())?)
         } else {
             MountKind::CgroupV1(v1_mounts(field, host)?)
         }
@@ -369,7 +373,7 @@ fn v1_mounts(field: &str, host: &Cgroups) -> Result<Vec<V1Mount>> {
         out.push(V1Mount {
             name: cstring(field, name)?,
             controller: first.clone(),
-            host: cstring(field, hierarchy.mountpoint.as_os_str().as_bytes())?,
+            own: cstring(field, hierarchy.own_directory().as_os_str().as_bytes())?,
             options,
             links,
         });
@@ -422,8 +426,9 @@ fn devices(spec: &Spec) -> Result<Vec<Device>> {
     }
     for (name, major, minor) in DEFAULT_DEVICES {
         let path = cstring("linux.devices", format!("dev/{name}"))?;
-        // The defaults win: /dev/null must be what everybody takes it for.
-        out.retain(|device| device.path != path);
+        if out.iter().any(|device| device.path == path) {
+            continue;
+        }
         out.push(Device {
             path,
             host: cstring("linux.devices", format!("/dev/{name}"))?,
@@ -509,10 +514,6 @@ mod tests {
         for (mounts, want) in [
             (r#"{"destination":"/proc/sys","type":"tmpfs"}"#, "mounts[0].destination: \"/proc/sys\" cannot be mounted"),
             (r#"{"destination":"/x/../proc/1","type":"tmpfs"}"#, "mounts[0].destination: \"/proc/1\" cannot"),
-            (
-                r#"{"destination":"/a","type":"tmpfs"},{"destination":"/","type":"tmpfs"}"#,
-                "mounts[1].destination: is the root",
-            ),
             (
                 r#"{"destination":"/a","source":"/b","options":["bind","size=1"]}"#,
                 "mounts[0].options: \"size=1\": bind",

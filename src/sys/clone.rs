@@ -60,6 +60,14 @@ pub fn unshare(flags: u64) -> nix::Result<()> {
     Errno::result(unsafe { libc::syscall(libc::SYS_unshare, flags) }).map(drop)
 }
 
+/// The clocks of the time namespace that children of this process are born into: `CLOCK SECONDS NANOSECONDS` a line
+/// (time_namespaces(7)).
+pub fn set_time_offsets(offsets: &str) -> nix::Result<()> {
+    let flags = nix::fcntl::OFlag::O_WRONLY | nix::fcntl::OFlag::O_CLOEXEC;
+    let file = nix::fcntl::open(c"/proc/self/timens_offsets", flags, nix::sys::stat::Mode::empty())?;
+    nix::unistd::write(&file, offsets.as_bytes()).map(drop)
+}
+
 /// setns(2) with any flag, CLONE_NEWTIME included; `fd` is a namespace file or a pidfd.
 pub fn setns(fd: BorrowedFd<'_>, flags: u64) -> nix::Result<()> {
     // SAFETY: takes no pointer.

@@ -156,6 +156,32 @@ fn exec_enters_cgroups_below_the_containers() {
     remove(case);
 }
 
+/// A cgroup that is asked for by name, and can take no process, is an error; without a name the process goes where the init
+/// lives.
+#[test]
+fn exec_enters_the_cgroup_that_is_named_or_none() {
+    if is_v1() {
+        return;
+    }
+    let case = Case::new(&["sleep", "1000"]);
+    case.detached(&["run", "-d", &case.id]).ok();
+    let pid = case.state()["pid"].clone();
+    let own = cgroup(&pid, "");
+    std::fs::create_dir(own.join("leaf")).unwrap();
+    std::fs::write(own.join("leaf/cgroup.procs"), pid.to_string()).unwrap();
+    let controllers = std::fs::read_to_string(own.join("cgroup.controllers")).unwrap();
+    let Some(controller) = controllers.split_whitespace().find(|name| *name != "hugetlb").or(Some("hugetlb")) else {
+        return;
+    };
+    std::fs::write(own.join("cgroup.subtree_control"), format!("+{controller}")).unwrap();
+    let out = case.cmd(&["exec", &case.id, "cat", "/proc/self/cgroup"]).ok().out;
+    assert!(out.trim_end().ends_with("/leaf"), "{out}");
+    let done = case.cmd(&["exec", "--cgroup", "/", &case.id, "true"]);
+    assert_eq!(done.code, 255, "{done:?}");
+    assert!(done.err.contains("adding pid ") && done.err.contains("device or resource busy"), "{done:?}");
+    remove(case);
+}
+
 #[test]
 fn pidfds_are_handed_over() {
     if !is_skiff() {

@@ -172,7 +172,11 @@ fn a_failed_poststart_stops_the_container_and_a_failed_poststop_does_not_matter(
 /// What has begun ends with its poststop hooks, also when it fails on its way (runtime spec, runtime.md, "Lifecycle").
 #[test]
 fn poststop_follows_what_has_failed() {
-    for what in ["prestart", "createRuntime", "createContainer", "poststart", "a mount"] {
+    for what in ["prestart", "createRuntime", "createContainer", "startContainer", "poststart", "a mount"] {
+        // runc leaves this one for a delete.
+        if what == "startContainer" && !is_skiff() {
+            continue;
+        }
         let case = Case::new(&["sleep", "100"]);
         let log = case.bundle.path().join("log");
         let case = case.with(|spec| {
@@ -184,7 +188,7 @@ fn poststop_follows_what_has_failed() {
         });
         let created = case.detached(&["create", &case.id]);
         // runc has had poststart in the create before 1.5.
-        if what == "poststart" && is_skiff() {
+        if matches!(what, "startContainer" | "poststart") && is_skiff() {
             created.ok();
             case.cmd(&["start", &case.id]).failed();
         } else {

@@ -102,6 +102,17 @@ fn devices_and_links_are_there() {
 }
 
 #[test]
+fn a_default_device_may_be_another() {
+    let out = seen("stat -c '%n %t:%T %a %u:%g' /dev/full /dev/tty /dev/zero", |spec| {
+        spec["linux"]["devices"] = json!([
+            {"path": "/dev/full", "type": "c", "major": 1, "minor": 3},
+            {"path": "/dev/tty", "type": "c", "major": 5, "minor": 0, "fileMode": 400, "uid": 0, "gid": 5},
+        ]);
+    });
+    assert_eq!(out, "/dev/full 1:3 666 0:0\n/dev/tty 5:0 620 0:5\n/dev/zero 1:5 666 0:0\n");
+}
+
+#[test]
 fn denied_devices_cannot_be_opened() {
     let out = seen("mknod /dev/kmsg-too c 1 11; head -c1 /dev/kmsg-too >/dev/null 2>&1 || echo denied", |spec| {
         let caps = json!(["CAP_MKNOD", "CAP_SYSLOG"]);

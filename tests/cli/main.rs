@@ -14,6 +14,7 @@ mod lifecycle;
 mod limits;
 mod mounts;
 mod process;
+mod rootless;
 mod syscalls;
 mod systemd;
 mod traps;

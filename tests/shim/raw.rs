@@ -376,6 +376,49 @@ fn a_terminal_that_leads_nowhere_leaves_nothing() {
     daemon.end();
 }
 
+/// runc's own commands, which people and programs use on what containerd runs, know what a shim has made.
+#[test]
+fn runc_reads_the_state() {
+    let daemon = Daemon::start(&["sleep", "1000"]);
+    let pid = daemon.create().unwrap();
+    daemon.begin("").unwrap();
+    let root = format!("/run/containerd/runc/{}", crate::daemon::NAMESPACE);
+    let runc = |args: &[&str]| {
+        skiff_test_support::run(std::process::Command::new("runc").args(["--root", &root]).args(args), "").ok().out
+    };
+    let state: serde_json::Value = serde_json::from_str(&runc(&["state", &daemon.id])).unwrap();
+    assert_eq!((&state["status"], &state["pid"]), (&"running".into(), &pid.into()));
+    assert!(runc(&["list", "--quiet"]).lines().any(|id| id == daemon.id));
+    assert!(runc(&["ps", "--format", "json", &daemon.id]).contains(&pid.to_string()));
+    runc(&["delete", "--force", &daemon.id]);
+    assert_eq!(daemon.wait("").unwrap(), 137);
+    assert_eq!(daemon.status(""), Status::STOPPED);
+    daemon.delete("").unwrap();
+    daemon.end();
+}
+
+/// A process that shares the host's pid namespace leaves nobody: when its exit is told, they are gone.
+#[test]
+fn what_an_init_leaves_is_gone_with_its_exit() {
+    let mut bundle = Bundle::new(&["sh", "-c", "for i in 1 2 3 4 5 6 7 8; do sleep 4711 & done; exec sleep 1000"]);
+    bundle.spec["linux"]["namespaces"].as_array_mut().unwrap().retain(|namespace| namespace["type"] != "pid");
+    let daemon = Daemon::with(bundle);
+    let pid = daemon.create().unwrap();
+    daemon.begin("").unwrap();
+    let children = format!("/proc/{pid}/task/{pid}/children");
+    let pids = || std::fs::read_to_string(&children).unwrap_or_default();
+    skiff_test_support::eventually("all are there", || pids().split_whitespace().count() == 8);
+    let pids = pids();
+    daemon.kill("", 9, false).unwrap();
+    assert_eq!(daemon.wait("").unwrap(), 137);
+    for child in pids.split_whitespace() {
+        let line = std::fs::read_to_string(format!("/proc/{child}/cmdline")).unwrap_or_default();
+        assert!(!line.contains("4711"), "{child} is still there");
+    }
+    daemon.delete("").unwrap();
+    daemon.end();
+}
+
 /// What a shim blocks for itself, it does not hand on.
 #[test]
 fn a_hook_may_be_signalled() {
