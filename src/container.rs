@@ -100,7 +100,7 @@ impl std::fmt::Display for Status {
 #[derive(Debug)]
 pub struct Container {
     dir: Dir,
-    /// Without the paths that follow from the rest.
+    /// Lean: the whole is in the directory.
     state: State,
     cgroup: Cgroup,
     /// The init's report socket, when this process alone can start it.
@@ -158,7 +158,7 @@ impl Container {
         let dir = Dir::at(root, id)?;
         let state = dir.load()?;
         let cgroup = Cgroup::open(&state.cgroup_paths)?.with(state.skiff.rdt_doors());
-        Ok(Container { dir, state: state.without_paths(), cgroup, gate: None, init: None })
+        Ok(Container { dir, state: state.lean(), cgroup, gate: None, init: None })
     }
 
     /// All containers below `root`, by id; those that cannot be read are left out. An absent root is empty.
@@ -251,7 +251,7 @@ impl Container {
 
     /// Reads the state again, after another process has changed it.
     pub fn reload(&mut self) -> Result<()> {
-        self.state = self.dir.load()?.without_paths();
+        self.state = self.dir.load()?.lean();
         Ok(())
     }
 
@@ -430,8 +430,8 @@ impl Container {
             return Err(err);
         }
         self.state.skiff.resources = merged;
-        let mut state = State { cgroup_paths: self.cgroup.paths(), ..self.state.clone() };
-        state.name_namespaces();
+        let mut state = self.dir.load()?;
+        state.skiff.resources = self.state.skiff.resources.clone();
         self.dir.save(&state)
     }
 

@@ -50,7 +50,7 @@ pub struct State {
 }
 
 /// The part of runc's `config` that other programs look at.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct Config {
     /// Root file system on the host.
     pub rootfs: PathBuf,
@@ -151,22 +151,21 @@ impl State {
         let stat = proc_stat(pid).ok_or_else(|| Error::new(Kind::System, "container init died during create"))?;
         self.init_process_pid = pid;
         self.init_process_start = stat.start;
-        self.name_namespaces();
-        Ok(())
-    }
-
-    /// Writes down where its namespaces are.
-    pub fn name_namespaces(&mut self) {
-        let pid = self.init_process_pid;
         let path =
             |kind: &LinuxNamespaceType| (runcs_name(*kind), format!("/proc/{pid}/ns/{}", namespaces::proc_name(*kind)));
         self.namespace_paths = namespaces::KINDS.iter().map(path).collect();
+        Ok(())
     }
 
-    /// The same without the paths that follow from the rest: for who keeps many.
+    /// The same without what is there for others alone: for who keeps many.
     #[must_use]
-    pub fn without_paths(self) -> State {
-        State { cgroup_paths: BTreeMap::new(), namespace_paths: BTreeMap::new(), ..self }
+    pub fn lean(self) -> State {
+        State {
+            cgroup_paths: BTreeMap::new(),
+            namespace_paths: BTreeMap::new(),
+            config: Config { rootfs: self.config.rootfs, ..Config::default() },
+            ..self
+        }
     }
 }
 

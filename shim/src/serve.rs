@@ -51,6 +51,7 @@ pub fn run(args: &Args, bundle: &Path, listener: StdListener, events: Option<Str
         .enable_io()
         .enable_time()
         .max_io_events_per_tick(IO_EVENTS)
+        .on_thread_park(task::before_waiting)
         .build()
         .map_err(|e| Error::io("make the event loop", &e))?;
     skiff::sys::process::ignored_signals();

@@ -4,6 +4,8 @@
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::hash::{BuildHasher, Hasher, RandomState};
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{SocketAddr, TcpStream};
 use std::rc::Rc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -19,6 +21,8 @@ use crate::process::settle;
 const MAX_QUEUED: usize = 2048;
 /// How long a collector may take.
 const PATIENCE: Duration = Duration::from_secs(10);
+/// Longest status line that is read, bytes.
+const MAX_LINE: u64 = 4096;
 /// The specification's: between two exports.
 const DELAY: Duration = Duration::from_secs(5);
 
@@ -67,8 +71,11 @@ pub struct Request<'a> {
 
 /// Spans on their way to the collector.
 pub struct Spans {
-    url: String,
-    headers: Vec<(String, String)>,
+    collector: SocketAddr,
+    /// Of the request.
+    path: String,
+    /// Lines of the request.
+    headers: String,
     service: String,
     delay: Duration,
     /// Encoded.
@@ -167,7 +174,7 @@ impl Spans {
         }
         let sent = async {
             let body = self.encode(&spans).map_err(|err| Error::new(Kind::System, err.to_string()))?;
-            settle(chore::start(format!("export spans to {:?}", self.url), PATIENCE, || self.post(body))?).await
+            settle(chore::start("export spans", PATIENCE, || self.post(&body))?).await
         };
         match sent.await {
             Ok(()) => self.failing.set(false),
@@ -176,17 +183,35 @@ impl Spans {
         }
     }
 
-    fn post(&self, body: Vec<u8>) -> Result<()> {
-        let mut request = minreq::post(&self.url).with_header("Content-Type", "application/x-protobuf");
-        for (name, value) in &self.headers {
-            request = request.with_header(name, value);
+    /// One POST of HTTP/1.1. A library for it would bring glibc's resolver along, which, statically linked, takes a tenth of
+    /// what an idle shim has in memory.
+    fn post(&self, body: &[u8]) -> Result<()> {
+        let fail = |err| Error::io(format!("export spans to {:?}", self.collector.to_string()), &err);
+        let post = || -> std::io::Result<String> {
+            let mut stream = TcpStream::connect_timeout(&self.collector, PATIENCE)?;
+            stream.set_write_timeout(Some(PATIENCE))?;
+            stream.set_read_timeout(Some(PATIENCE))?;
+            let head = format!(
+                "POST {} HTTP/1.1\r\nHost: {}\r\nContent-Type: application/x-protobuf\r\nContent-Length: {}\r\n\
+                 Connection: close\r\n{}\r\n",
+                self.path,
+                self.collector,
+                body.len(),
+                self.headers
+            );
+            stream.write_all(head.as_bytes())?;
+            stream.write_all(body)?;
+            let mut status = String::new();
+            BufReader::new(stream.take(MAX_LINE)).read_line(&mut status)?;
+            Ok(status)
+        };
+        let status = post().map_err(fail)?;
+        // HTTP/1.1 200 OK
+        if status.starts_with("HTTP/1.") && status.split(' ').nth(1).is_some_and(|code| code.starts_with('2')) {
+            return Ok(());
         }
-        let fail = |what: String| Error::new(Kind::System, format!("export spans to {:?}: {what}", self.url));
-        let answer = request.with_body(body).with_timeout(PATIENCE.as_secs()).send();
-        match answer.map_err(|err| fail(err.to_string()))?.status_code {
-            200..=299 => Ok(()),
-            code => Err(fail(format!("answered with status {code}"))),
-        }
+        let text = format!("export spans to {:?}: answered {:?}", self.collector.to_string(), status.trim_end());
+        Err(Error::new(Kind::System, text))
     }
 
     /// ExportTraceServiceRequest of opentelemetry/proto/collector/trace/v1.
@@ -300,20 +325,22 @@ fn configure(var: impl Fn(&str) -> Option<String>) -> Result<Option<Spans>> {
             format!("{name}: {protocol:?}, only \"http/protobuf\" is supported"),
         ));
     }
-    if !endpoint.starts_with("http://") {
-        return Err(Error::new(Kind::Unsupported, format!("{named}: {endpoint:?}, only http:// is supported")));
-    }
-    let url = if named.ends_with("_TRACES_ENDPOINT") {
-        endpoint
-    } else {
-        format!("{}/v1/traces", endpoint.trim_end_matches('/'))
+    let Some((collector, path)) = place(&endpoint) else {
+        let text = format!("{named}: {endpoint:?}, only http:// with an IP address or localhost is supported");
+        return Err(Error::new(Kind::Unsupported, text));
+    };
+    let path = match path {
+        path if named.ends_with("_TRACES_ENDPOINT") => format!("/{path}"),
+        "" => "/v1/traces".into(),
+        path => format!("/{}/v1/traces", path.trim_end_matches('/')),
     };
     let headers = of_traces("HEADERS").map(|(_, value)| value).unwrap_or_default();
-    let pair = |pair: &str| pair.split_once('=').map(|(key, value)| (key.trim().to_string(), value.trim().to_string()));
+    let line = |pair: &str| pair.split_once('=').map(|(key, value)| format!("{}: {}\r\n", key.trim(), value.trim()));
     let delay = var("OTEL_BSP_SCHEDULE_DELAY").and_then(|millis| millis.parse().ok()).map(Duration::from_millis);
     Ok(Some(Spans {
-        url,
-        headers: headers.split(',').filter_map(pair).collect(),
+        collector,
+        path,
+        headers: headers.split(',').filter(|pair| !pair.contains(char::is_control)).filter_map(line).collect(),
         service: var("OTEL_SERVICE_NAME").unwrap_or_else(|| "containerd-shim-skiff-v2".into()),
         delay: delay.unwrap_or(DELAY),
         queue: RefCell::default(),
@@ -325,28 +352,44 @@ fn configure(var: impl Fn(&str) -> Option<String>) -> Result<Option<Spans>> {
     }))
 }
 
+/// Address and path of `http://ADDRESS[:PORT][/PATH]`.
+fn place(url: &str) -> Option<(SocketAddr, &str)> {
+    let rest = url.strip_prefix("http://")?;
+    let (host, path) = rest.split_once('/').unwrap_or((rest, ""));
+    let host = match host.strip_prefix("localhost") {
+        Some(port) => format!("127.0.0.1{port}"),
+        None => host.to_string(),
+    };
+    let address = host.parse().ok().or_else(|| format!("{host}:80").parse().ok())?;
+    (!path.contains(|c: char| c.is_control() || c == ' ')).then_some((address, path))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
     fn configured(vars: &[(&str, &str)]) -> Result<Option<String>> {
         let var = |name: &str| vars.iter().find(|(key, _)| *key == name).map(|(_, value)| value.to_string());
-        configure(var).map(|spans| spans.map(|spans| spans.url))
+        configure(var).map(|spans| spans.map(|spans| format!("{}{}", spans.collector, spans.path)))
     }
 
     #[test]
     fn the_environment_says_where_to() {
-        let all = ("OTEL_EXPORTER_OTLP_ENDPOINT", "http://collector:4318/");
-        let own = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "http://other:1/here");
+        let all = ("OTEL_EXPORTER_OTLP_ENDPOINT", "http://localhost:4318/");
+        let own = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "http://[::1]:1/here");
         assert_eq!(configured(&[]).unwrap(), None);
-        assert_eq!(configured(&[all]).unwrap().unwrap(), "http://collector:4318/v1/traces");
-        assert_eq!(configured(&[all, own]).unwrap().unwrap(), "http://other:1/here");
+        assert_eq!(configured(&[all]).unwrap().unwrap(), "127.0.0.1:4318/v1/traces");
+        assert_eq!(configured(&[all, own]).unwrap().unwrap(), "[::1]:1/here");
+        let below = ("OTEL_EXPORTER_OTLP_ENDPOINT", "http://10.0.0.1/otel/");
+        assert_eq!(configured(&[below]).unwrap().unwrap(), "10.0.0.1:80/otel/v1/traces");
         assert_eq!(configured(&[all, ("OTEL_SDK_DISABLED", "true")]).unwrap(), None);
         assert_eq!(configured(&[all, ("OTEL_TRACES_EXPORTER", "none")]).unwrap(), None);
         for (name, value) in [
             ("OTEL_EXPORTER_OTLP_PROTOCOL", "grpc"),
             ("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "http/json"),
-            ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "https://collector"),
+            ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "https://127.0.0.1"),
+            ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "http://collector:4318"),
+            ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "http://127.0.0.1:4318/a b"),
         ] {
             let err = configured(&[all, (name, value)]).unwrap_err().to_string();
             assert!(err.starts_with(&format!("{name}: {value:?}, only ")), "{err}");

@@ -566,7 +566,7 @@ impl Underway {
         let made = &mut self.prepared.made;
         let cgroup = made.cgroup.take().expect("a restore has a cgroup");
         made.keep = true;
-        let state = self.prepared.state.clone().without_paths();
+        let state = self.prepared.state.clone().lean();
         let container = Container { dir: made.dir.clone(), state, cgroup, gate: None, init: None };
         Ok(Created { container, init: self.init.take().ok_or_else(lost)?, console: self.console.take() })
     }

@@ -523,10 +523,12 @@ impl Underway {
         };
         self.made.keep = true;
         self.trace.iter().for_each(|trace| trace.end(Track::Parent));
+        // With the plan: what lives on gets its place.
+        drop(self.birth);
         let cgroup = self.made.cgroup.take().expect("a create has a cgroup");
         let container = Container {
             dir: self.made.dir.clone(),
-            state: self.state.without_paths(),
+            state: self.state.lean(),
             cgroup,
             gate: (self.gate == Gate::Socket).then_some(born.channel),
             init: Some(pidfd),
