@@ -28,7 +28,8 @@ struct Queue {
     namespace: String,
     /// Somebody is there to send to.
     published: bool,
-    envelopes: RefCell<VecDeque<Envelope>>,
+    /// Encoded: containerd may be away for long, and a message takes several times as much.
+    envelopes: RefCell<VecDeque<Box<[u8]>>>,
     filled: Notify,
     emptied: Notify,
 }
@@ -64,13 +65,14 @@ impl Events {
             event: MessageField::some(any),
             ..Envelope::default()
         };
+        let Ok(envelope) = envelope.write_to_bytes() else { return };
         let mut queue = self.queue.envelopes.borrow_mut();
         if queue.len() == MAX_QUEUED
             && let Some(lost) = queue.pop_front()
         {
-            log::error!("event {} is lost: {MAX_QUEUED} others wait for containerd", lost.topic);
+            log::error!("event {} is lost: {MAX_QUEUED} others wait for containerd", topic_of(&lost));
         }
-        queue.push_back(envelope);
+        queue.push_back(envelope.into());
         self.queue.filled.notify_one();
     }
 
@@ -92,7 +94,7 @@ async fn publish(queue: Rc<Queue>, address: String) {
             queue.filled.notified().await;
             continue;
         };
-        match send(&mut client, &address, envelope.clone()).await {
+        match send(&mut client, &address, &envelope).await {
             Ok(()) => {
                 pause = Duration::from_millis(50);
                 let mut queue = queue.envelopes.borrow_mut();
@@ -102,7 +104,7 @@ async fn publish(queue: Rc<Queue>, address: String) {
                 }
             }
             Err(err) => {
-                log::debug!("event {} is not sent yet: {err}", envelope.topic);
+                log::debug!("event {} is not sent yet: {err}", topic_of(&envelope));
                 client = None;
                 tokio::time::sleep(pause).await;
                 pause = (pause * 2).min(Duration::from_secs(2));
@@ -111,7 +113,11 @@ async fn publish(queue: Rc<Queue>, address: String) {
     }
 }
 
-async fn send(client: &mut Option<EventsClient>, address: &str, envelope: Envelope) -> Result<(), String> {
+fn topic_of(envelope: &[u8]) -> String {
+    Envelope::parse_from_bytes(envelope).map(|envelope| envelope.topic).unwrap_or_default()
+}
+
+async fn send(client: &mut Option<EventsClient>, address: &str, envelope: &[u8]) -> Result<(), String> {
     let connected = match client {
         Some(client) => client,
         None => {
@@ -119,6 +125,7 @@ async fn send(client: &mut Option<EventsClient>, address: &str, envelope: Envelo
             client.insert(EventsClient::new(connection))
         }
     };
+    let envelope = Envelope::parse_from_bytes(envelope).map_err(|e| e.to_string())?;
     let request = ForwardRequest { envelope: MessageField::some(envelope), ..ForwardRequest::default() };
     let context = with_timeout(SEND_TIMEOUT.as_nanos() as i64);
     connected.forward(context, &request).await.map(drop).map_err(|e| e.to_string())

@@ -35,7 +35,7 @@ use crate::task::{self, Service, Shim};
 const V2: &str = "containerd.task.v2.Task";
 const V3: &str = "containerd.task.v3.Task";
 /// Events of descriptors that the loop takes from the kernel at once: room for them is held all the time.
-const IO_EVENTS: usize = 64;
+const IO_EVENTS: usize = 32;
 /// How long events may still go out at the end.
 const FLUSH: Duration = Duration::from_secs(5);
 
