@@ -579,10 +579,10 @@ impl Pending for Starting {
         if let Some(channel) = &mut self.channel {
             match channel.executed()? {
                 None if self.deadline.is_some_and(|deadline| Instant::now() >= deadline) => {
-                    let place = launch::hang::place(self.pid);
+                    let late =
+                        launch::hang::late(self.pid, &format!("start {:?}: it does not run in time", self.program));
                     self.kill();
-                    let text = format!("start {:?}: it does not run in time{place}", self.program);
-                    return Err(Error::new(Kind::Timeout, text));
+                    return Err(late);
                 }
                 None => return Ok(None),
                 Some(Ok(())) => {}

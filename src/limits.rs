@@ -14,6 +14,8 @@ pub const UNMOUNT: Duration = Duration::from_secs(60);
 pub const OPEN: Duration = Duration::from_secs(30);
 /// A logger says that it is ready when it has opened its files.
 pub const LOGGER: Duration = Duration::from_secs(30);
+/// Writing what is left to the file of a process that has been deleted.
+pub const WRITE: Duration = Duration::from_secs(300);
 /// A hook that names no timeout.
 pub const HOOK: Duration = Duration::from_secs(120);
 /// From the clone of an init to its gate, and from the gate to its program; the time of hooks comes on top. The kubelet

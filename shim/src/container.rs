@@ -43,6 +43,8 @@ pub struct Container {
     oom_kills: Cell<u64>,
     /// Of these, what events have told of.
     oom_told: Cell<u64>,
+    /// At the last look the kernel was short of memory, and had killed nobody yet.
+    oom_is_near: Cell<bool>,
     /// The streams of exec processes.
     manner: Manner,
     events: Events,
@@ -83,6 +85,9 @@ struct Exec1 {
     spec: ProcessSpec,
     tree: RefCell<Option<Tree>>,
 }
+
+/// Status of who was killed by SIGKILL.
+const KILLED: u32 = 128 + libc::SIGKILL as u32;
 
 /// Annotation: what an exec process leaves running stays when the process is deleted.
 const KEEP_CHILDREN: &str = "io.containerd.skiff.exec-keeps-children";
@@ -137,6 +142,7 @@ impl Container {
             exec_number: Cell::new(0),
             oom_kills: Cell::new(0),
             oom_told: Cell::new(0),
+            oom_is_near: Cell::new(false),
             manner,
             events,
             last_stats: RefCell::default(),
@@ -184,8 +190,11 @@ impl Container {
             log::error!("container {:?}: {err}", self.id);
             Exit { status: 255, at: SystemTime::now() }
         });
-        // systemd removes the cgroup as soon as it sees that it is empty.
-        self.count_oom();
+        // systemd removes the cgroup as soon as it sees that it is empty, and may have been quicker.
+        let counted = self.count_oom();
+        if !counted && exit.status == KILLED && self.oom_is_near.get() {
+            self.oom_kills.set(self.oom_told.get() + 1);
+        }
         // The start event comes first, and the exits of execs before that of the init.
         self.init.settled().await;
         if !self.with(|inner| Ok(inner.has_own_pid_namespace())).unwrap_or(true) {
@@ -224,13 +233,15 @@ impl Container {
                 _ = &mut ended => return,
                 ready = fd.ready(interest) => {
                     let Ok(mut guard) = ready else { return };
-                    watch.clear();
+                    self.oom_is_near.set(watch.clear());
                     guard.clear_ready();
                     self.report_oom();
-                    // On v1 the kernel tells of the shortage before it has chosen whom to kill; on v2 it tells of each.
-                    let pauses: &[u64] = if watch.by_priority() { &[] } else { &[5, 50] };
+                    // The kernel tells of the shortage before it has chosen whom to kill, and on v2 of nothing more for ten
+                    // milliseconds, in which systemd may have removed the cgroup with the count.
+                    let pauses: &[u64] = if watch.by_priority() { &[1, 2, 4, 8] } else { &[5, 50] };
                     for pause in pauses.iter().copied() {
                         tokio::time::sleep(Duration::from_millis(pause)).await;
+                        self.oom_is_near.set(watch.clear());
                         self.report_oom();
                     }
                 }
@@ -269,9 +280,11 @@ impl Container {
         );
     }
 
-    fn count_oom(&self) {
-        let kills = self.with(|inner| inner.cgroup().oom_kills()).unwrap_or(0);
-        self.oom_kills.set(self.oom_kills.get().max(kills));
+    /// False when there is nothing to count by any more.
+    fn count_oom(&self) -> bool {
+        let kills = self.with(|inner| Ok(inner.cgroup().oom_kills())).unwrap_or(None);
+        self.oom_kills.set(self.oom_kills.get().max(kills.unwrap_or(0)));
+        kills.is_some()
     }
 
     fn report_oom(&self) {
@@ -305,7 +318,11 @@ impl Container {
             return Ok(self.started());
         }
         // Nothing has been started yet: it may be asked for again.
-        self.init.open_stdin().await.inspect_err(|_| self.init.set_phase(Phase::Created))?;
+        self.init.open_stdin().await.inspect_err(|_| {
+            if self.init.phase() == Phase::Starting && !self.init.has_ended() {
+                self.init.set_phase(Phase::Created);
+            }
+        })?;
         let starting = match &mut *self.inner.borrow_mut() {
             Some(inner) => inner.start(),
             None => Err(precondition("container is being deleted")),
@@ -599,7 +616,11 @@ impl Container {
             Phase::Running | Phase::Starting => return Err(precondition("cannot delete a running process")),
             Phase::Created if self.to_restore.borrow_mut().take().is_some() => {}
             Phase::Created => {
-                self.with(|inner| inner.kill(libc::SIGKILL, false))?;
+                match self.with(|inner| inner.kill(libc::SIGKILL, false)) {
+                    // It is on its way out already.
+                    Err(err) if err.kind() == Kind::NotFound && self.inner.borrow().is_some() => {}
+                    other => other?,
+                }
                 let died = tokio::time::timeout(limits::within(limits::DEATH), self.init.wait()).await;
                 died.map_err(|_| self.init.undead())?;
             }

@@ -336,7 +336,7 @@ impl Copies {
                     io.copy("output", copy);
                 }
                 (None, Output::Direct(reader)) => io.direct.push(reader),
-                (None, Output::Written(writer)) => io.copy("output", written(writer)),
+                (None, Output::Written(writer)) => io.writes(writer),
                 (None, _) => {}
             }
         }
@@ -372,6 +372,19 @@ impl Io {
         }));
     }
 
+    /// Looks after a writer. It may go on when nobody waits for it any more.
+    fn writes(&mut self, writer: Writer) {
+        self.open.send_modify(|n| *n += 1);
+        let (open, closing) = (self.open.clone(), self.closing.subscribe());
+        tokio::task::spawn_local(async move {
+            if let Err(errno) = written(&writer, closing).await {
+                log::warn!("wait for a writer: {}", skiff::error::errno_text(errno));
+            }
+            drop(writer);
+            open.send_modify(|n| *n -= 1);
+        });
+    }
+
     /// Copies between a pty master and the client's FIFOs, or to a logger.
     pub async fn console(master: OwnedFd, paths: &Paths, name: Name<'_>) -> Result<Io> {
         set_nonblocking(&master).map_err(|errno| Error::sys("set up the terminal", errno))?;
@@ -390,7 +403,7 @@ impl Io {
             }
             None => match name_output("stdout", &paths.stdout)?.open("stdout").await? {
                 (Output::Written(writer), Some(pipe)) => {
-                    io.copy("output", written(writer));
+                    io.writes(writer);
                     Output::Pipe(pipe)
                 }
                 (output, _) => output,
@@ -583,12 +596,19 @@ fn ready(fd: &OwnedFd, events: PollFlags) -> bool {
     polled && fds[0].revents().is_some_and(|got| got.intersects(events | PollFlags::POLLERR | PollFlags::POLLHUP))
 }
 
-/// Waits until a writer has written all.
-async fn written(writer: Writer) -> nix::Result<()> {
+/// Waits until a writer has written all, and long after its process has been deleted not any more.
+async fn written(writer: &Writer, mut closing: watch::Receiver<bool>) -> nix::Result<()> {
     let fd = writer.process().pidfd.try_clone().map_err(errno)?;
     let exited = watch_fd(fd, Interest::READABLE)?;
-    let _ = exited.readable().await.map_err(errno)?;
-    let _ = writer.process().try_wait();
+    let too_long = async {
+        // Until the streams are given up.
+        while closing.changed().await.is_ok() {}
+        tokio::time::sleep(limits::within(limits::WRITE)).await;
+    };
+    tokio::select! {
+        exited = exited.readable() => drop(exited.map_err(errno)?),
+        () = too_long => {}
+    }
     Ok(())
 }
 

@@ -95,11 +95,11 @@ impl Logger {
         if let Ok(ready) = tokio::time::timeout(limit, self.says_that_it_is()).await {
             return ready;
         }
-        let place = hang::place(self.process.pid);
+        let text = format!("stdout: {:?} is not ready within {} s", self.uri, limit.as_secs());
+        let late = hang::late(self.process.pid, &text);
         // It has nothing to write yet.
         let _ = self.process.kill(libc::SIGKILL);
-        let text = format!("stdout: {:?} is not ready within {} s{place}", self.uri, limit.as_secs());
-        Err(Error::new(Kind::Timeout, text))
+        Err(late)
     }
 
     async fn says_that_it_is(&mut self) -> Result<()> {

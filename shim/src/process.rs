@@ -189,6 +189,11 @@ impl Process {
         }
     }
 
+    /// Its exit has been collected, and is told when all that comes before it has been.
+    pub fn has_ended(&self) -> bool {
+        self.reaped.get().is_some()
+    }
+
     /// Kills and reaps a process that has been made for nothing. False when it does not die.
     pub async fn discard(&self) -> bool {
         if self.child.borrow().is_none() {
@@ -201,8 +206,7 @@ impl Process {
     /// The error of one that was killed and does not die.
     pub fn undead(&self) -> Error {
         let pid = self.pid.get();
-        let place = skiff::launch::hang::place(pid);
-        Error::new(Kind::Timeout, format!("process {pid} was killed and does not die{place}"))
+        skiff::launch::hang::late(pid, &format!("process {pid} was killed and does not die"))
     }
 
     /// Signals this one process.

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -47,23 +48,37 @@ pub fn run(args: &Args, bundle: &Path, listener: StdListener, events: Option<Str
     let fail = |what: &'static str| move |errno| Error::sys(what, errno);
     skiff::sys::process::set_dumpable(false).map_err(fail("make the shim undumpable"))?;
     skiff::sys::process::set_child_subreaper(true).map_err(fail("become a subreaper"))?;
+    let tidy = task::Tidy::default();
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_io()
         .enable_time()
         .max_io_events_per_tick(IO_EVENTS)
-        .on_thread_park(task::before_waiting)
+        .on_thread_park({
+            let tidy = tidy.clone();
+            move || {
+                if tidy.swap(false, Ordering::Relaxed) {
+                    skiff::sys::process::give_memory_back();
+                }
+            }
+        })
         .build()
         .map_err(|e| Error::io("make the event loop", &e))?;
     skiff::sys::process::ignored_signals();
     let local = tokio::task::LocalSet::new();
-    let served = local.block_on(&runtime, serve(args, listener, events, socket));
+    let served = local.block_on(&runtime, serve(args, listener, events, socket, tidy));
     if let Err(err) = &served {
         log::error!("{err}");
     }
     served
 }
 
-async fn serve(args: &Args, listener: StdListener, address: Option<String>, socket: Option<PathBuf>) -> Result<()> {
+async fn serve(
+    args: &Args,
+    listener: StdListener,
+    address: Option<String>,
+    socket: Option<PathBuf>,
+    tidy: task::Tidy,
+) -> Result<()> {
     let events = Events::new(&args.namespace, address);
     let spans = Spans::asked_for();
     let shim = Shim::new(&args.namespace, events.clone(), socket, spans.clone());
@@ -71,7 +86,7 @@ async fn serve(args: &Args, listener: StdListener, address: Option<String>, sock
         tokio::task::spawn_local(spans.clone().export());
     }
     let (service, jobs) = Service::new();
-    tokio::task::spawn_local(task::run(shim.clone(), jobs));
+    tokio::task::spawn_local(task::run(shim.clone(), jobs, tidy));
     let io = |e| Error::io("listen", &e);
     listener.set_nonblocking(true).map_err(io)?;
     let accept = Accept(UnixListener::from_std(listener).map_err(io)?);

@@ -17,7 +17,7 @@ use tokio::sync::Notify;
 
 use crate::process::settle;
 
-/// Most spans that are kept while there is nobody to take them; beyond that the newest are lost.
+/// Most spans that are kept between two exports; beyond that the newest are lost.
 const MAX_QUEUED: usize = 2048;
 /// How long a collector may take.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -69,6 +69,35 @@ pub struct Request<'a> {
     pub error: Option<&'a Error>,
 }
 
+/// Which requests have spans (opentelemetry.io, "OTEL_TRACES_SAMPLER").
+#[derive(Clone, Copy, Debug, PartialEq)]
+struct Sampler {
+    /// What belongs to something goes by that.
+    by_parent: bool,
+    /// Of the others, this part.
+    ratio: f64,
+}
+
+impl Sampler {
+    fn named(name: &str, argument: Option<&str>) -> Option<Sampler> {
+        let (by_parent, name) = name.strip_prefix("parentbased_").map_or((false, name), |name| (true, name));
+        let ratio = match name {
+            "always_on" => 1.0,
+            "always_off" => 0.0,
+            "traceidratio" => argument.unwrap_or("1").parse().ok().filter(|ratio| (0.0..=1.0).contains(ratio))?,
+            _ => return None,
+        };
+        Some(Sampler { by_parent, ratio })
+    }
+
+    fn takes(self, trace: u128, parent: Option<Context>) -> bool {
+        match parent.filter(|_| self.by_parent) {
+            Some(parent) => parent.sampled,
+            None => (((trace as u64) >> 11) as f64) < self.ratio * 2f64.powi(53),
+        }
+    }
+}
+
 /// Spans on their way to the collector.
 pub struct Spans {
     collector: SocketAddr,
@@ -77,6 +106,7 @@ pub struct Spans {
     /// Lines of the request.
     headers: String,
     service: String,
+    sampler: Sampler,
     delay: Duration,
     /// Encoded.
     queue: RefCell<Vec<Vec<u8>>>,
@@ -110,11 +140,13 @@ impl Spans {
 
     /// Notes a request, and the steps of a create.
     pub fn add(&self, request: &Request<'_>) {
-        let steps = if request.name == "Create" { self.steps.borrow_mut().remove(request.id) } else { None };
-        if request.parent.is_some_and(|parent| !parent.sampled) {
+        // Who was refused because of another create has no steps of its own.
+        let made = request.name == "Create" && request.error.is_none_or(|err| err.kind() != Kind::AlreadyExists);
+        let steps = if made { self.steps.borrow_mut().remove(request.id) } else { None };
+        let trace = request.parent.map_or_else(|| u128::from(self.id()) << 64 | u128::from(self.id()), |p| p.trace);
+        if !self.sampler.takes(trace, request.parent) {
             return;
         }
-        let trace = request.parent.map_or_else(|| u128::from(self.id()) << 64 | u128::from(self.id()), |p| p.trace);
         let end = nanos(SystemTime::now());
         let mut attributes = vec![("rpc.system", "ttrpc"), ("rpc.method", request.name), ("container.id", request.id)];
         if !request.exec_id.is_empty() {
@@ -334,13 +366,24 @@ fn configure(var: impl Fn(&str) -> Option<String>) -> Result<Option<Spans>> {
         "" => "/v1/traces".into(),
         path => format!("/{}/v1/traces", path.trim_end_matches('/')),
     };
+    let sampler = var("OTEL_TRACES_SAMPLER").unwrap_or_else(|| "parentbased_always_on".into());
+    let argument = var("OTEL_TRACES_SAMPLER_ARG");
+    let Some(sampler) = Sampler::named(&sampler, argument.as_deref()) else {
+        let text = format!("OTEL_TRACES_SAMPLER: {sampler:?} with {argument:?} is not supported");
+        return Err(Error::new(Kind::Unsupported, text));
+    };
     let headers = of_traces("HEADERS").map(|(_, value)| value).unwrap_or_default();
-    let line = |pair: &str| pair.split_once('=').map(|(key, value)| format!("{}: {}\r\n", key.trim(), value.trim()));
+    let line = |pair: &str| {
+        let (key, value) = pair.split_once('=')?;
+        let line = format!("{}: {}", key.trim(), unescaped(value.trim()));
+        (!line.contains(char::is_control)).then(|| format!("{line}\r\n"))
+    };
     let delay = var("OTEL_BSP_SCHEDULE_DELAY").and_then(|millis| millis.parse().ok()).map(Duration::from_millis);
     Ok(Some(Spans {
         collector,
         path,
-        headers: headers.split(',').filter(|pair| !pair.contains(char::is_control)).filter_map(line).collect(),
+        headers: headers.split(',').filter_map(line).collect(),
+        sampler,
         service: var("OTEL_SERVICE_NAME").unwrap_or_else(|| "containerd-shim-skiff-v2".into()),
         delay: delay.unwrap_or(DELAY),
         queue: RefCell::default(),
@@ -350,6 +393,19 @@ fn configure(var: impl Fn(&str) -> Option<String>) -> Result<Option<Spans>> {
         ids: RandomState::new(),
         next_id: Cell::new(0),
     }))
+}
+
+/// What `%XX` stands for (W3C Baggage, "Value").
+fn unescaped(text: &str) -> String {
+    let (mut out, mut rest) = (Vec::new(), text.as_bytes());
+    while let Some((first, after)) = rest.split_first() {
+        let hex = |bytes: &[u8]| u8::from_str_radix(std::str::from_utf8(bytes).ok()?, 16).ok();
+        match after.get(..2).filter(|_| *first == b'%').and_then(hex) {
+            Some(byte) => (out.push(byte), rest = &after[2..]),
+            None => (out.push(*first), rest = after),
+        };
+    }
+    String::from_utf8_lossy(&out).into_owned()
 }
 
 /// Address and path of `http://ADDRESS[:PORT][/PATH]`.
@@ -394,6 +450,30 @@ mod tests {
             let err = configured(&[all, (name, value)]).unwrap_err().to_string();
             assert!(err.starts_with(&format!("{name}: {value:?}, only ")), "{err}");
         }
+    }
+
+    #[test]
+    fn headers_are_unescaped_and_stay_lines() {
+        let all = [
+            ("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1"),
+            ("OTEL_EXPORTER_OTLP_HEADERS", "Authorization=Basic%20abc, b=50%,bad=x%0d%0ay,%C3%A4=%C3%A4"),
+        ];
+        let var = |name: &str| all.iter().find(|(key, _)| *key == name).map(|(_, value)| value.to_string());
+        let spans = configure(var).unwrap().unwrap();
+        assert_eq!(spans.headers, "Authorization: Basic abc\r\nb: 50%\r\n%C3%A4: ä\r\n");
+    }
+
+    #[test]
+    fn samplers_are_those_of_opentelemetry() {
+        let context = |sampled| Some(Context { trace: 1, span: 1, sampled });
+        let takes = |name: &str, argument, trace, parent| Sampler::named(name, argument).unwrap().takes(trace, parent);
+        assert!(takes("always_on", None, u128::MAX, context(false)) && !takes("always_off", None, 1, context(true)));
+        assert!(takes("parentbased_always_off", None, 1, context(true)));
+        assert!(!takes("parentbased_always_on", None, 1, context(false)));
+        assert!(takes("traceidratio", Some("0.25"), 1, None));
+        assert!(!takes("traceidratio", Some("0.25"), u128::from(u64::MAX), None));
+        assert_eq!(Sampler::named("jaeger_remote", None), None);
+        assert_eq!(Sampler::named("traceidratio", Some("2")), None);
     }
 
     #[test]

@@ -8,6 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::pin::Pin;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
@@ -122,17 +123,11 @@ fn gone_away() -> Error {
 /// After so long without a request memory goes back to the kernel: a create takes more of it than a container that runs.
 const QUIET: Duration = Duration::from_millis(250);
 
-static IS_QUIET: AtomicBool = AtomicBool::new(false);
-
-/// For the event loop, before it waits: nothing deep is on the stack then.
-pub fn before_waiting() {
-    if IS_QUIET.swap(false, Ordering::Relaxed) {
-        skiff::sys::process::give_memory_back();
-    }
-}
+/// Set when memory is to go back before the event loop waits the next time: nothing deep is on the stack then.
+pub type Tidy = Arc<AtomicBool>;
 
 /// Runs each job in a local task of its own.
-pub async fn run(shim: Rc<Shim>, mut jobs: mpsc::UnboundedReceiver<Job>) {
+pub async fn run(shim: Rc<Shim>, mut jobs: mpsc::UnboundedReceiver<Job>, tidy: Tidy) {
     let mut quiet = true;
     loop {
         let job = if quiet {
@@ -140,7 +135,7 @@ pub async fn run(shim: Rc<Shim>, mut jobs: mpsc::UnboundedReceiver<Job>) {
         } else if let Ok(job) = tokio::time::timeout(QUIET, jobs.recv()).await {
             job
         } else {
-            IS_QUIET.store(true, Ordering::Relaxed);
+            tidy.store(true, Ordering::Relaxed);
             quiet = true;
             continue;
         };

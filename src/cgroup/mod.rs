@@ -83,24 +83,27 @@ impl Cgroup {
                     _ => Ok(directory),
                 }
             });
-            match made {
-                Ok(directory) => self.dirs.push(directory),
+            let err = match made {
+                Ok(directory) => {
+                    self.dirs.push(directory);
+                    continue;
+                }
                 Err(err) if plan.rootless && refused(err.errno()) => {
-                    if plan.named {
-                        return Err(err.context("unable to apply cgroup configuration"));
-                    }
-                    if plan.writes.iter().any(|write| dir.controllers.contains(&write.controller)) {
-                        let text = "rootless needs no limits + no cgrouppath when no permission is granted for cgroups";
-                        return Err(err.context(text));
+                    let limited = plan.writes.iter().any(|write| dir.controllers.contains(&write.controller));
+                    match (plan.named, limited) {
+                        (true, _) => err.context("unable to apply cgroup configuration"),
+                        (false, true) => err.context(
+                            "rootless needs no limits + no cgrouppath when no permission is granted for cgroups",
+                        ),
+                        (false, false) => continue,
                     }
                 }
-                Err(err) => {
-                    for path in undo.iter().rev() {
-                        let _ = std::fs::remove_dir(path);
-                    }
-                    return Err(err);
-                }
+                Err(err) => err,
+            };
+            for path in undo.iter().rev() {
+                let _ = std::fs::remove_dir(path);
             }
+            return Err(err);
         }
         Ok(())
     }
@@ -509,10 +512,10 @@ impl Cgroup {
         Ok(stats::read(|controller| self.controller(controller), self.is_v2()))
     }
 
-    /// Times the kernel's OOM killer has killed in it.
-    pub fn oom_kills(&self) -> Result<u64> {
+    /// Times the kernel's OOM killer has killed in it; None when it is gone, or has no such controller.
+    pub fn oom_kills(&self) -> Option<u64> {
         let (controller, file) = if self.is_v2() { ("", "memory.events") } else { ("memory", "memory.oom_control") };
-        Ok(self.controller(controller).and_then(|dir| dir.read(file)).map_or(0, |text| stats::value(&text, "oom_kill")))
+        self.controller(controller).and_then(|dir| dir.read(file)).map(|text| stats::value(&text, "oom_kill"))
     }
 
     /// Removes it and everything below; Ok when it is gone already.

@@ -6,7 +6,7 @@ use nix::errno::Errno;
 use nix::fcntl::OFlag;
 use nix::sys::eventfd::{EfdFlags, EventFd};
 
-use super::Cgroup;
+use super::{Cgroup, stats};
 
 /// A watch. `fd()` becomes readable (v1), or has priority data (v2), when [`Cgroup::oom_kills`] is worth another look.
 #[derive(Debug)]
@@ -49,13 +49,16 @@ impl OomWatch {
         self.v2
     }
 
-    /// Takes note of what has happened: the descriptor is quiet again until the next time.
-    pub fn clear(&self) {
-        if self.v2 {
-            let mut buf = [0; 512];
-            let _ = nix::sys::uio::pread(&self.fd, &mut buf, 0);
-        } else {
-            let _ = nix::unistd::read(&self.fd, &mut [0; 8]);
+    /// Takes note of what has happened: the descriptor is quiet again until the next time. True when the kernel is short of
+    /// memory and is about to kill: what it kills it counts a little later.
+    pub fn clear(&self) -> bool {
+        let mut buf = [0; 512];
+        if !self.v2 {
+            let _ = nix::unistd::read(&self.fd, &mut buf[..8]);
+            return true;
         }
+        let n = nix::sys::uio::pread(&self.fd, &mut buf, 0).unwrap_or(0);
+        let text = String::from_utf8_lossy(&buf[..n]);
+        stats::value(&text, "oom") > stats::value(&text, "oom_kill")
     }
 }

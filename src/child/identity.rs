@@ -114,7 +114,8 @@ pub fn become_user(
     };
     // Without no_new_privs the kernel wants this one for a filter, and the filter is to forbid nothing of what follows.
     let early_filter = filter.is_some() && (!plan.no_new_privs || notifies(filter));
-    let loan = if early_filter && !plan.no_new_privs { held().at(Step::Capabilities)? & SYS_ADMIN } else { 0 };
+    let loan =
+        if early_filter && !plan.no_new_privs { sys::permitted().at(Step::Capabilities)? & SYS_ADMIN } else { 0 };
     if let Some(sets) = last {
         let sets = CapSets { effective: sets.effective | loan, permitted: sets.permitted | loan, ..sets };
         sys::capset(sets).at(Step::Capabilities)?;
@@ -136,7 +137,9 @@ pub fn become_user(
     home.into_iter().for_each(|home| env.push(home));
     let execve = Execve::new(program, plan.argv.clone(), env);
     if manner.dumpable {
-        // The last change of ids is behind, and no filter forbids it yet.
+        // The last change of ids is behind, and no filter forbids it yet. What the caller's environment holds is not for the
+        // container; the program has its own.
+        sys::forget_environment();
         sys::set_dumpable(true).at(Step::Capabilities)?;
     }
     if early_filter {
@@ -176,7 +179,7 @@ fn scheduling(plan: &Process) -> Result<(), Failure> {
 
 /// What this process does not hold itself cannot be granted, and the spec makes that no failure.
 fn granted(caps: &CapPlan) -> Result<CapSets, Failure> {
-    let held = held().at(Step::Capabilities)?;
+    let held = sys::permitted().at(Step::Capabilities)?;
     Ok(CapSets {
         effective: caps.effective & caps.permitted & held,
         permitted: caps.permitted & held,
@@ -189,11 +192,6 @@ fn raise_ambient(sets: CapSets, ambient: u64) -> Result<(), Failure> {
     sys::clear_ambient().at(Step::Capabilities)?;
     let ambient = ambient & sets.permitted & sets.inheritable;
     (0..64u8).filter(|cap| ambient & (1 << cap) != 0).try_for_each(|cap| sys::raise_ambient(cap).at(Step::Capabilities))
-}
-
-fn held() -> nix::Result<u64> {
-    let set = caps::read(None, caps::CapSet::Permitted).map_err(|_| Errno::EPERM)?;
-    Ok(set.iter().fold(0, |bits, cap| bits | 1 << cap.index()))
 }
 
 /// The user of the process may open its own streams again by /dev/stdout; /dev/null is everybody's.

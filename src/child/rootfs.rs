@@ -78,6 +78,11 @@ pub fn prepare(plan: &Rootfs, around: &Surroundings<'_>) -> Result<Prepared, Fai
     for (at, mount) in plan.mounts.iter().enumerate() {
         let fd = one_mount(&root, mount, at, around)?;
         if mount.destination.to_bytes() == b"." {
+            if mount.options.propagation.is_empty() {
+                // pivot_root(2) refuses a root that is shared, as a copy of a shared mount is.
+                let private = MountAttr { propagation: libc::MS_PRIVATE, ..MountAttr::default() };
+                mount::setattr(fd.as_fd(), false, &private).at_item(Step::MountAttributes, at)?;
+            }
             root = fd.try_clone().map_err(|_| Errno::EMFILE).at_item(Step::Mount, at)?;
         }
         if mount.late_readonly {

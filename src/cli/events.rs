@@ -43,7 +43,7 @@ impl Events {
     fn watch(&self, container: &Container, interval: Duration) -> Result<()> {
         let init = container.watch()?;
         let oom = container.watch_oom()?;
-        let mut kills = container.cgroup().oom_kills()?;
+        let mut kills = container.cgroup().oom_kills().unwrap_or(0);
         let mut next = Instant::now() + interval;
         loop {
             let mut fds = vec![PollFd::new(init.as_fd(), PollFlags::POLLIN)];
@@ -59,7 +59,7 @@ impl Events {
             let ended = fds[0].any().unwrap_or(false);
             if let Some(oom) = &oom {
                 oom.clear();
-                let now = container.cgroup().oom_kills()?;
+                let now = container.cgroup().oom_kills().unwrap_or(0);
                 if now > kills {
                     kills = now;
                     print(&self.id, "oom", None)?;

@@ -288,10 +288,10 @@ fn start(globals: &Globals, id: &str) -> Result<i32> {
 
 /// Before anything of ours enters a container, this program must run from where it cannot be written to.
 fn protect_program() {
-    if nix::unistd::geteuid().is_root()
-        && let Err(errno) = skiff::sys::exe::run_read_only()
-    {
-        log::debug!("run from a read-only mount: {}", skiff::error::errno_text(errno));
+    let root = nix::unistd::geteuid().is_root();
+    let done = if root { skiff::sys::exe::run_read_only() } else { skiff::sys::exe::run_sealed() };
+    if let Err(errno) = done {
+        log::debug!("run from where nobody can write: {}", skiff::error::errno_text(errno));
     }
 }
 

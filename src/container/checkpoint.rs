@@ -489,9 +489,7 @@ fn make_mount_points(prepared: Prepared, options: Options) -> Result<Stage> {
 impl Underway {
     /// The error of one that takes too long.
     fn late(&self) -> Error {
-        let pid = self.session.as_ref().map_or(0, Session::pid);
-        let place = launch::hang::place(pid);
-        Error::new(Kind::Timeout, format!("restore: criu has not done it in time{place}"))
+        launch::hang::late(self.session.as_ref().map_or(0, Session::pid), "restore: criu has not done it in time")
     }
 
     fn session(&self) -> &Session {

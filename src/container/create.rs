@@ -142,6 +142,8 @@ pub(super) struct Made {
     pub(super) host_mounts: Option<(PathBuf, Vec<PathBuf>)>,
     /// Hooks that are due when it is gone, and what they get.
     pub(super) poststop: Option<(Vec<Hook>, Vec<u8>)>,
+    /// Its maker has others to look after, and waits for nothing here.
+    pub(super) waits: bool,
     pub(super) keep: bool,
 }
 
@@ -166,7 +168,16 @@ impl Made {
     /// Moves it out of where it is; what stays there is nothing to remove.
     pub(super) fn take(&mut self) -> Box<Made> {
         let dir = self.dir.clone();
-        let rest = Made { dir, cgroup: None, unit: None, rdt: None, host_mounts: None, poststop: None, keep: true };
+        let rest = Made {
+            dir,
+            cgroup: None,
+            unit: None,
+            rdt: None,
+            host_mounts: None,
+            poststop: None,
+            waits: false,
+            keep: true,
+        };
         Box::new(std::mem::replace(self, rest))
     }
 
@@ -174,8 +185,10 @@ impl Made {
         if let Some((rootfs, before)) = &self.host_mounts {
             unmount_below(rootfs, before);
         }
-        let removed = cgroup.map_or(Ok(()), |cgroup| cgroup.kill(libc::SIGKILL).and_then(|()| cgroup.remove()));
-        removed.and(self.rdt.as_ref().map_or(Ok(()), Group::remove))
+        if let Some(Err(err)) = self.rdt.as_ref().map(Group::remove) {
+            log::warn!("undo create: {err}");
+        }
+        cgroup.map_or(Ok(()), |cgroup| cgroup.kill(libc::SIGKILL).and_then(|()| cgroup.remove()))
     }
 
     fn run_poststop(&self) {
@@ -202,7 +215,17 @@ impl Drop for Made {
         if let Err(err) = self.dir.remove() {
             log::warn!("undo create: {err}");
         }
-        self.run_poststop();
+        let Some((list, state)) = self.poststop.take() else { return };
+        if !self.waits {
+            return hooks::run_poststop(&list, &state);
+        }
+        let time = hooks::time(Some(&list));
+        if let Err(err) = chore::start("poststop hooks", time, move || {
+            hooks::run_poststop(&list, &state);
+            Ok(())
+        }) {
+            log::warn!("undo create: {err}");
+        }
     }
 }
 
@@ -242,6 +265,7 @@ pub(super) fn prepare(request: Create, spec: &Spec, waits: bool) -> std::result:
         rdt: None,
         host_mounts: None,
         poststop: None,
+        waits,
         keep: false,
     });
     let mut state = new_state(&request.id, &bundle, spec, &plan, filter);
@@ -283,6 +307,10 @@ fn planned(request: &Create, spec: &Spec) -> Result<(Plan, Option<seccomp::Filte
         spec,
         &Cgroups::read()?,
     )?;
+    // A new user namespace gives all of them.
+    if let Some(capabilities) = plan.process.capabilities.filter(|_| !plan.namespaces.has(Namespace::User)) {
+        capabilities.warn_of_missing(crate::sys::process::permitted().unwrap_or(u64::MAX));
+    }
     let labelled = plan.process.apparmor.is_some() || plan.process.selinux.is_some();
     plan.process.pause = (request.pause && !labelled).then(|| request.id.clone());
     check_preserved(request.preserve_fds)?;
@@ -365,6 +393,8 @@ impl Prepared {
         let Prepared { mut made, mut state, plan, gate, stdio, preserve_fds, trace, held: _held } = self;
         let mark = |step| trace.iter().for_each(|trace| trace.mark(Track::Parent, step));
         let deadline = (gate == Gate::Socket).then(|| Instant::now() + birth_limit(&plan));
+        let poststop = state.skiff.hooks.poststop().clone();
+        made.poststop = poststop.map(|list| (list, hook_json(&state, 0, "stopped")));
         let cloned = make_cgroup(&plan, &mut made, &state, &mark).and_then(|()| {
             mark("clone the init");
             let fifos = (gate == Gate::Fifo).then(|| made.dir.make_gate()).transpose()?;
@@ -385,8 +415,6 @@ impl Prepared {
             Ok(birth) => birth,
             Err(err) => return Err((Some(made), err)),
         };
-        let poststop = state.skiff.hooks.poststop().clone();
-        made.poststop = poststop.map(|list| (list, hook_json(&state, 0, "stopped")));
         state.cgroup_paths = made.cgroup.as_ref().map(Cgroup::paths).unwrap_or_default();
         mark("stage the state");
         let mut underway = Box::new(Underway { birth, made, state, gate, trace: trace.clone(), staged: 0, deadline });

@@ -53,9 +53,7 @@ impl Term {
         if Instant::now() < self.deadline {
             return Ok(());
         }
-        let place = hang::place(process.pid);
-        let text = format!("{}: no answer within {} s{place}", self.what, self.limit.as_secs());
-        Err(Error::new(Kind::Timeout, text))
+        Err(hang::late(process.pid, &format!("{}: no answer within {} s", self.what, self.limit.as_secs())))
     }
 }
 
@@ -238,7 +236,7 @@ impl Pending for Chore {
 }
 
 /// A child that copies what comes from a pipe into a file, until the end of it: a disk that hangs holds up nobody else.
-/// Its output is that the file is open. Dropped before that, it is killed; after it, it writes what it can.
+/// Its output is that the file is open. Dropped, it is killed.
 #[derive(Debug)]
 pub struct Writer(Chore);
 
@@ -304,16 +302,13 @@ impl Pending for Writer {
         if !complete(&chore.answer, &mut chore.text)? {
             return chore.term.check(&chore.process).map(|()| None);
         }
-        chore.answered = true;
         said(&chore.text, || "a writer ended without an answer".into()).map(|_| Some(()))
     }
 }
 
 impl Drop for Writer {
     fn drop(&mut self) {
-        if !self.0.answered {
-            kill(&self.0.process);
-        }
+        kill(&self.0.process);
     }
 }
 
@@ -338,8 +333,10 @@ pub fn spawn(
     let (said, end) = nix::unistd::pipe2(OFlag::O_CLOEXEC).map_err(fail)?;
     match clone::clone3(0, None).map_err(fail)? {
         Side::Child => {
-            let Ok(end) = above(&end) else { sys::exit_now(127) };
-            let errno = exec(program, argv, env, &null, fds, &end).unwrap_or_else(|errno| errno);
+            let (errno, end) = match above(&end) {
+                Ok(end) => (exec(program, argv, env, &null, fds, &end).unwrap_or_else(|errno| errno), end),
+                Err(errno) => (errno, end),
+            };
             let _ = nix::unistd::write(&end, &(errno as i32).to_ne_bytes());
             sys::exit_now(127)
         }

@@ -115,7 +115,7 @@ pub fn begin(begin: Begin<'_>) -> Result<Birth> {
     }
     let mut attach = None;
     let cloned = match clone::clone3(0, into) {
-        Err(errno) if into.is_some() && named => {
+        Err(errno @ (Errno::EBUSY | Errno::EOPNOTSUPP | Errno::ENOENT)) if into.is_some() && named => {
             let path = cgroup.paths().into_values().next().unwrap_or_default();
             let what = format!("unable to apply cgroup configuration: adding pid to cgroups {path:?}");
             Err(errno).map_err(|errno| Error::sys(what, errno))?
@@ -179,9 +179,8 @@ impl Birth {
 
     /// The error of one that takes too long.
     pub(crate) fn late(&self) -> Error {
-        let place = super::hang::place(self.pid());
         let program = self.plan.argv.as_slice()[0].to_string_lossy();
-        Error::new(Kind::Timeout, format!("start {program:?}: it does not run in time{place}"))
+        super::hang::late(self.pid(), &format!("start {program:?}: it does not run in time"))
     }
 
     /// Readable when `advance` can do something.

@@ -1,5 +1,7 @@
 //! Where a process hangs: the system call that it is in, for an error.
 
+use crate::{Error, Kind};
+
 /// System calls that may take long.
 const CALLS: &[(libc::c_long, &str)] = &[
     (libc::SYS_read, "read"),
@@ -63,6 +65,11 @@ const CALLS: &[(libc::c_long, &str)] = &[
     #[cfg(target_arch = "x86_64")]
     (libc::SYS_poll, "poll"),
 ];
+
+/// The error of a process that takes too long: `what` it does, and where it hangs.
+pub fn late(pid: i32, what: &str) -> Error {
+    Error::new(Kind::Timeout, format!("{what}{}", place(pid)))
+}
 
 /// What [`describe`] says, to go on with after what is said of a process; nothing, when there is nothing to say.
 pub fn place(pid: i32) -> String {

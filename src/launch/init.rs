@@ -535,8 +535,7 @@ impl Birth {
 
     /// The error of one that takes too long.
     pub(crate) fn late(&self) -> Error {
-        let place = super::hang::place(self.pid());
-        Error::new(crate::Kind::Timeout, format!("init process: not at its gate in time{place}"))
+        super::hang::late(self.pid(), "init process: not at its gate in time")
     }
 
     fn lost(&self) -> Error {

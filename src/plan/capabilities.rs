@@ -37,10 +37,8 @@ pub fn plan(capabilities: &LinuxCapabilities) -> CapPlan {
 }
 
 impl CapPlan {
-    /// Tells of what a runtime without it cannot give (runtime spec, config.md, "capabilities").
-    pub fn warn_of_missing(&self) {
-        let held = caps::read(None, caps::CapSet::Permitted).unwrap_or_default();
-        let held = held.iter().fold(0, |bits, cap| bits | 1 << cap.index());
+    /// Tells of what a runtime that has `held` alone cannot give (runtime spec, config.md, "capabilities").
+    pub fn warn_of_missing(&self, held: u64) {
         warn((self.permitted | self.inheritable) & !held, "the runtime does not have it itself");
     }
 }

@@ -24,7 +24,7 @@ pub struct CgroupPlan {
     pub devices: Option<Vec<Rule>>,
     /// Refuse a memory limit below the usage (v2): limit, and memory plus swap.
     pub check_memory: Option<i64>,
-    /// Hierarchies that the caller has no right to are left out.
+    /// Hierarchies that the caller has no right to are left out, unless it is `named`.
     pub rootless: bool,
     /// The spec names it.
     pub named: bool,

@@ -17,7 +17,7 @@ pub mod sysctl;
 use std::ffi::CString;
 use std::path::{Path, PathBuf};
 
-use oci_spec::runtime::{Hooks, LinuxNamespaceType as Kind, Spec};
+use oci_spec::runtime::{Hooks, Spec};
 
 use crate::host::Cgroups;
 use crate::{Error, Result};
@@ -82,10 +82,6 @@ pub fn build(request: &Request<'_>, spec: &Spec, host: &Cgroups) -> Result<Plan>
     let rootfs = rootfs::plan(request, spec, &namespaces, host)?;
     let owner = cgroup::owner(spec, &namespaces, &rootfs, host);
     let mut process = process::plan("process", process, request.terminal)?;
-    // A new user namespace gives all of them.
-    if let Some(capabilities) = process.capabilities.filter(|_| !namespaces.has(Kind::User)) {
-        capabilities.warn_of_missing();
-    }
     if let Some(linux) = spec.linux() {
         process.personality = process::personality(linux)?;
         process.memory_policy = process::memory_policy(linux)?;

@@ -381,7 +381,7 @@ fn v1_mounts(field: &str, host: &Cgroups) -> Result<Vec<V1Mount>> {
     Ok(out)
 }
 
-/// runc's default devices: always there, whatever the spec lists.
+/// runc's default devices: there unless the spec has others in their places.
 const DEFAULT_DEVICES: [(&str, u32, u32); 6] =
     [("null", 1, 3), ("zero", 1, 5), ("full", 1, 7), ("tty", 5, 0), ("random", 1, 8), ("urandom", 1, 9)];
 

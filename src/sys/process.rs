@@ -149,7 +149,7 @@ pub fn place_fd(from: BorrowedFd<'_>, to: RawFd) -> nix::Result<()> {
     if from.as_raw_fd() == to {
         return set_cloexec(to, false);
     }
-    // SAFETY: takes no pointer; the by the caller's contract nobody uses what `to` was.
+    // SAFETY: takes no pointer; by the caller's contract nobody uses what `to` was.
     Errno::result(unsafe { libc::dup2(from.as_raw_fd(), to) }).map(drop)
 }
 
@@ -270,6 +270,31 @@ pub fn reset_signals() {
         unsafe { libc::sigaction(signal, &raw const action, std::ptr::null_mut()) };
     }
     unblock_signals();
+}
+
+/// The permitted capabilities of this process, bit n for number n.
+pub fn permitted() -> nix::Result<u64> {
+    let set = caps::read(None, caps::CapSet::Permitted).map_err(|_| Errno::EPERM)?;
+    Ok(set.iter().fold(0, |bits, cap| bits | 1 << cap.index()))
+}
+
+/// Zeroes the strings of the environment that this process was started with, which others may read in /proc. For a child that
+/// is about to execve with another one.
+pub fn forget_environment() {
+    // SAFETY: one thread, which reads no variable any more; the array ends with NULL and its strings with NUL, in memory that
+    // the kernel has mapped writable for this program.
+    unsafe {
+        let mut at = environ;
+        while !at.is_null() && !(*at).is_null() {
+            let string = *at;
+            std::ptr::write_bytes(string, 0, libc::strlen(string));
+            at = at.add(1);
+        }
+    }
+}
+
+unsafe extern "C" {
+    static environ: *const *mut libc::c_char;
 }
 
 /// An empty signal mask.

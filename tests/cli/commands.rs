@@ -170,9 +170,7 @@ fn exec_enters_the_cgroup_that_is_named_or_none() {
     std::fs::create_dir(own.join("leaf")).unwrap();
     std::fs::write(own.join("leaf/cgroup.procs"), pid.to_string()).unwrap();
     let controllers = std::fs::read_to_string(own.join("cgroup.controllers")).unwrap();
-    let Some(controller) = controllers.split_whitespace().find(|name| *name != "hugetlb").or(Some("hugetlb")) else {
-        return;
-    };
+    let Some(controller) = controllers.split_whitespace().next() else { return };
     std::fs::write(own.join("cgroup.subtree_control"), format!("+{controller}")).unwrap();
     let out = case.cmd(&["exec", &case.id, "cat", "/proc/self/cgroup"]).ok().out;
     assert!(out.trim_end().ends_with("/leaf"), "{out}");

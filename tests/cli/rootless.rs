@@ -54,6 +54,7 @@ impl Ordinary {
         command.args(["--reuid", USER, "--regid", USER, "--clear-groups"]);
         command.arg(self.run_dir.path().join("runtime")).args(args);
         command.current_dir(self.case.bundle.path()).env("XDG_RUNTIME_DIR", self.run_dir.path());
+        command.env("OF_THE_CALLER", "secret");
         command
     }
 
@@ -113,6 +114,29 @@ fn one_that_waits_for_its_start_can_be_entered() {
     user.end();
 }
 
+/// Whoever enters it before its start sees the runtime as its first process. That is the user's own program, which the
+/// container's root is that user to: it is not to be had for writing (CVE-2019-5736), nor is the caller's environment.
+#[test]
+fn the_runtime_is_not_the_containers() {
+    let user = Ordinary::new("exec sleep 100").with(|spec| spec["root"]["readonly"] = json!(false));
+    let program = user.run_dir.path().join("runtime");
+    let before = std::fs::read(&program).unwrap();
+    user.detached(&["create"]).ok();
+    let environment = user.cmd(&["exec", &user.id, "cat", "/proc/1/environ"]);
+    assert!(!environment.out.contains("secret"), "{environment:?}");
+    let attack = "exec 9</proc/1/exe; touch /open; until grep -q sleep /proc/1/cmdline; do :; done; \
+                  for way in 9 /proc/self/fd/9; do echo owned >>$way; done; touch /tried";
+    let mut exec = user.command(&["exec", "-d", &user.id, "sh", "-c", attack]);
+    let status = exec.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).status().unwrap();
+    assert!(status.success());
+    let there = |name: &str| skiff_test_support::eventually(name, || user.case.bundle.rootfs().join(name).exists());
+    there("open");
+    user.cmd(&["start", &user.id]).ok();
+    there("tried");
+    assert!(std::fs::read(&program).unwrap() == before, "the program has changed");
+    user.end();
+}
+
 /// By runc from 1.2 on.
 #[test]
 fn an_agent_is_asked() {
@@ -127,7 +151,6 @@ fn an_agent_is_asked() {
             spec["process"]["noNewPrivileges"] = json!(no_new_privileges);
             spec["linux"]["seccomp"] = json!({
                 "defaultAction": "SCMP_ACT_ALLOW",
-                "architectures": ["SCMP_ARCH_X86_64"],
                 "listenerPath": socket,
                 "syscalls": [{"names": ["mkdir", "mkdirat"], "action": "SCMP_ACT_NOTIFY"}],
             });

@@ -2,6 +2,7 @@
 
 use std::os::unix::fs::symlink;
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use serde_json::json;
 
@@ -184,7 +185,6 @@ fn a_console_that_is_a_symlink_changes_nothing_on_the_host() {
 
 #[test]
 fn a_destination_that_is_swapped_stays_inside() {
-    use std::sync::atomic::{AtomicBool, Ordering};
     let host = Host::new();
     let case = Case::new(&["true"]).with(|spec| {
         spec["root"]["readonly"] = json!(false);
@@ -194,6 +194,15 @@ fn a_destination_that_is_swapped_stays_inside() {
     let rootfs = case.bundle.rootfs();
     std::fs::create_dir_all(rootfs.join("swap")).unwrap();
     symlink(host.path(), rootfs.join("other")).unwrap();
+    while_swapped(&rootfs, || {
+        case.run();
+        host.untouched();
+    });
+    case.end();
+}
+
+/// Forty times, while `swap` and `other` of the rootfs change places all the time.
+fn while_swapped(rootfs: &Path, mut attempt: impl FnMut()) {
     let stop = AtomicBool::new(false);
     std::thread::scope(|scope| {
         scope.spawn(|| {
@@ -201,13 +210,9 @@ fn a_destination_that_is_swapped_stays_inside() {
                 skiff_test_support::exchange(&rootfs.join("swap"), &rootfs.join("other"));
             }
         });
-        for _ in 0..40 {
-            case.run();
-            host.untouched();
-        }
+        (0..40).for_each(|_| attempt());
         stop.store(true, Ordering::Relaxed);
     });
-    case.end();
 }
 
 #[test]
@@ -456,7 +461,6 @@ fn a_passwd_without_end_is_read_to_its_limit() {
 
 #[test]
 fn a_masked_path_that_is_swapped_hides_nothing_of_the_host() {
-    use std::sync::atomic::{AtomicBool, Ordering};
     let host = Host::new();
     let outside = host.path().display().to_string();
     let case = Case::new(&["true"]).with(|spec| {
@@ -469,18 +473,9 @@ fn a_masked_path_that_is_swapped_hides_nothing_of_the_host() {
         std::fs::create_dir_all(rootfs.join("swap").join(name)).unwrap();
     }
     symlink(&outside, rootfs.join("other")).unwrap();
-    let stop = AtomicBool::new(false);
-    std::thread::scope(|scope| {
-        scope.spawn(|| {
-            while !stop.load(Ordering::Relaxed) {
-                skiff_test_support::exchange(&rootfs.join("swap"), &rootfs.join("other"));
-            }
-        });
-        for _ in 0..40 {
-            case.run();
-            host.untouched();
-        }
-        stop.store(true, Ordering::Relaxed);
+    while_swapped(&rootfs, || {
+        case.run();
+        host.untouched();
     });
     case.end();
 }

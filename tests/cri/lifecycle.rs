@@ -27,6 +27,7 @@ crate::under_both!(
     containers_are_tried_again,
     many_pods_at_once,
     environment_and_directory,
+    events_of_a_container,
     a_handler_says_what_it_can;
     with_a_pause_container: the_shim_of_a_stopped_pod_is_not_kept;
     built_in: a_pod_with_a_container, a_stopped_pod_stops_its_containers, one_shim_per_pod, many_pods_at_once,
@@ -354,4 +355,41 @@ fn a_handler_says_what_it_can(node: &mut Node) {
     }
     let handler = status.runtime_handlers.into_iter().find(|handler| handler.name == "path").expect("the handler");
     assert!(handler.features.expect("features").recursive_read_only_mounts);
+}
+
+/// What a kubelet with the evented PLEG goes by; containerd 1.6 has none.
+fn events_of_a_container(node: &mut Node) {
+    if node.containerd.version() == Version::V1 {
+        return;
+    }
+    let events = skiff_cri_client::events(&node.containerd.socket());
+    let pod = node.pod();
+    // Until somebody listens, they are nobody's.
+    eventually("there are events", || {
+        let container = pod.start(idle());
+        container.stop(0);
+        container.remove();
+        events.try_recv().is_ok()
+    });
+    let container = pod.start(idle());
+    let own = container.id.clone();
+    container.stop(0);
+    container.ended();
+    container.remove();
+    use cri::ContainerEventType as Type;
+    let mut kinds = Vec::new();
+    while kinds.last() != Some(&Type::ContainerDeletedEvent) {
+        let (id, kind) = events.recv_timeout(Duration::from_secs(20)).unwrap_or_else(|_| panic!("after {kinds:?}"));
+        if id == own {
+            kinds.push(kind);
+        }
+    }
+    let want = [
+        Type::ContainerCreatedEvent,
+        Type::ContainerStartedEvent,
+        Type::ContainerStoppedEvent,
+        Type::ContainerDeletedEvent,
+    ];
+    assert_eq!(kinds, want);
+    pod.end();
 }

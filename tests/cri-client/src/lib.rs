@@ -7,6 +7,7 @@ pub mod cri {
 }
 
 use std::path::Path;
+use std::sync::mpsc::Receiver;
 use std::time::Duration;
 
 use cri::image_service_client::ImageServiceClient;
@@ -43,6 +44,28 @@ pub fn container(name: &str, image: &str, command: &[&str]) -> cri::ContainerCon
     }
 }
 
+/// The events of containers and pods, in the order of their coming: an id, and what has become of it. They are taken by a
+/// thread of its own, to the end of the server.
+#[must_use]
+pub fn events(path: &Path) -> Receiver<(String, cri::ContainerEventType)> {
+    let (sender, receiver) = std::sync::mpsc::channel();
+    let client = Client::new(path);
+    std::thread::spawn(move || {
+        let mut service = RuntimeServiceClient::new(client.unlimited);
+        client.io.block_on(async {
+            let Ok(answer) = service.get_container_events(cri::Empty {}).await else { return };
+            let mut stream = answer.into_inner();
+            while let Ok(Some(event)) = stream.message().await {
+                let kind = event.container_event_type();
+                if sender.send((event.container_id, kind)).is_err() {
+                    return;
+                }
+            }
+        });
+    });
+    receiver
+}
+
 /// The channel of a client.
 pub type Channel = tonic::transport::Channel;
 
@@ -51,6 +74,8 @@ pub type Channel = tonic::transport::Channel;
 pub struct Client {
     io: tokio::runtime::Runtime,
     channel: Channel,
+    /// For what goes on for ever.
+    unlimited: Channel,
 }
 
 impl Client {
@@ -65,9 +90,11 @@ impl Client {
             let path = path.clone();
             async { tokio::net::UnixStream::connect(path).await.map(TokioIo::new) }
         });
-        let endpoint = tonic::transport::Endpoint::from_static("http://localhost").timeout(Duration::from_secs(60));
+        let endpoint = tonic::transport::Endpoint::from_static("http://localhost");
+        let unlimited = io.block_on(async { endpoint.connect_with_connector_lazy(connect.clone()) });
+        let endpoint = endpoint.timeout(Duration::from_secs(60));
         let channel = io.block_on(async { endpoint.connect_with_connector_lazy(connect) });
-        Client { io, channel }
+        Client { io, channel, unlimited }
     }
 
     /// One call of the runtime service: `client.call(request, async |mut service, request| service.status(request).await)`.
