@@ -48,7 +48,7 @@ fn a_container_goes_on_where_it_was() {
         // CRIU has made it a time namespace: whoever enters it is in that, too, or the next dump cannot be restored.
         let clock = |of: &str| case.cmd(&["exec", &case.id, "readlink", &format!("/proc/{of}/ns/time")]).ok().out;
         assert_eq!(clock("self"), clock("1"));
-        case.cmd(&["exec", "-d", &case.id, "sleep", "1000"]).ok();
+        assert_eq!(quietly(&case, &["exec", "-d", &case.id, "sleep", "1000"]), Some(0));
     }
     case.cmd(&["kill", &case.id, "KILL"]).ok();
     skiff_test_support::eventually("it has stopped", || state(&case) == "stopped");
