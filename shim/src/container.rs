@@ -11,7 +11,7 @@ use containerd_shim_protos::events::task::{
 };
 use containerd_shim_protos::protobuf::MessageField;
 use oci_spec::runtime::{LinuxNamespace, LinuxNamespaceType, LinuxResources, Mount, Process as ProcessSpec, Spec};
-use skiff::cgroup::{OomWatch, Stats};
+use skiff::cgroup::{self, OomWatch, Stats};
 use skiff::container::{Container as Inner, Create, Exec, Status, Stdio, Tree};
 use skiff::criu;
 use skiff::launch::Exit;
@@ -45,6 +45,8 @@ pub struct Container {
     oom_told: Cell<u64>,
     /// At the last look the kernel was short of memory, and had killed nobody yet.
     oom_is_near: Cell<bool>,
+    /// What the cgroups above had counted at the last look; systemd takes away the one below them when it is empty.
+    oom_above: RefCell<Vec<(PathBuf, u64)>>,
     /// The streams of exec processes.
     manner: Manner,
     events: Events,
@@ -143,6 +145,7 @@ impl Container {
             oom_kills: Cell::new(0),
             oom_told: Cell::new(0),
             oom_is_near: Cell::new(false),
+            oom_above: RefCell::default(),
             manner,
             events,
             last_stats: RefCell::default(),
@@ -152,6 +155,9 @@ impl Container {
     /// It has an init, whose exit is watched from now on.
     fn begin(self: &Rc<Self>, inner: Inner) {
         *self.inner.borrow_mut() = Some(inner);
+        if self.with(|inner| Ok(inner.unit().is_some())).unwrap_or(false) {
+            self.count_oom();
+        }
         tokio::task::spawn_local(self.clone().watch_init());
         match self.with(Inner::watch_oom) {
             Ok(Some(watch)) => drop(tokio::task::spawn_local(self.clone().watch_oom(watch))),
@@ -192,8 +198,9 @@ impl Container {
         });
         // systemd removes the cgroup as soon as it sees that it is empty, and may have been quicker.
         let counted = self.count_oom();
-        if !counted && exit.status == KILLED && self.oom_is_near.get() {
-            self.oom_kills.set(self.oom_told.get() + 1);
+        let none_yet = self.oom_kills.get() == 0 && self.oom_told.get() == 0;
+        if !counted && none_yet && exit.status == KILLED && (self.oom_is_near.get() || self.oom_was_counted_above()) {
+            self.oom_kills.set(1);
         }
         // The start event comes first, and the exits of execs before that of the init.
         self.init.settled().await;
@@ -282,9 +289,20 @@ impl Container {
 
     /// False when there is nothing to count by any more.
     fn count_oom(&self) -> bool {
+        // First, so that no kill is in here that is not in its own count.
+        let above = self.with(|inner| Ok(inner.unit().map(|_| inner.cgroup().oom_kills_above()))).unwrap_or(None);
         let kills = self.with(|inner| Ok(inner.cgroup().oom_kills())).unwrap_or(None);
+        if let Some(above) = above.filter(|_| kills.is_some()) {
+            *self.oom_above.borrow_mut() = above;
+        }
         self.oom_kills.set(self.oom_kills.get().max(kills.unwrap_or(0)));
         kills.is_some()
+    }
+
+    /// Since the last look somebody has been killed below the nearest cgroup above that is still there.
+    fn oom_was_counted_above(&self) -> bool {
+        let since = |(path, before): &(PathBuf, u64)| cgroup::oom_kills_at(path).map(|now| now > *before);
+        self.oom_above.borrow().iter().find_map(since).unwrap_or(false)
     }
 
     fn report_oom(&self) {

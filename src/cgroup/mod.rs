@@ -518,6 +518,13 @@ impl Cgroup {
         self.controller(controller).and_then(|dir| dir.read(file)).map(|text| stats::value(&text, "oom_kill"))
     }
 
+    /// The same of the cgroups above, nearest first, which count what is killed below them (cgroup v2).
+    pub fn oom_kills_above(&self) -> Vec<(PathBuf, u64)> {
+        let Some(dir) = self.controller("").filter(|_| self.is_v2()) else { return Vec::new() };
+        let counted = |path: &std::path::Path| oom_kills_at(path).map(|kills| (path.to_path_buf(), kills));
+        dir.path().ancestors().skip(1).map_while(counted).collect()
+    }
+
     /// Removes it and everything below; Ok when it is gone already.
     pub fn remove(&self) -> Result<()> {
         let deadline = Instant::now() + PATIENCE;
@@ -540,6 +547,11 @@ impl Cgroup {
     pub fn file(&self, controller: &str, name: &str) -> Option<PathBuf> {
         self.controller(controller).map(|dir| dir.path().join(name))
     }
+}
+
+/// Times the kernel's OOM killer has killed in a v2 cgroup or below it; None when it is gone.
+pub fn oom_kills_at(path: &std::path::Path) -> Option<u64> {
+    std::fs::read_to_string(path.join("memory.events")).ok().map(|text| stats::value(&text, "oom_kill"))
 }
 
 /// The v2 cgroup that a process is in now.
