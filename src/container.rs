@@ -373,7 +373,8 @@ impl Container {
     /// Signals the init, or every process of the cgroup.
     pub fn kill(&self, signal: i32, all: bool) -> Result<()> {
         let shared = !self.has_own_pid_namespace();
-        if all || (shared && signal == libc::SIGKILL) {
+        // A user's container may have no cgroup: there is nobody to be found but the init.
+        if (all || (shared && signal == libc::SIGKILL)) && !self.cgroup.is_nothing() {
             if !self.alive() && self.cgroup.pids()?.is_empty() {
                 return if all { Ok(()) } else { Err(Error::new(Kind::NotFound, CONTAINER_NOT_RUNNING)) };
             }

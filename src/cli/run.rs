@@ -48,13 +48,12 @@ pub fn attended(
     let created = make()?;
     let announced = bundle.announce(&created);
     let (mut container, init) = (created.container, created.init);
-    let shares_stderr = created.console.is_none();
     let session = tty::Session::begin(created.console)?;
     let started = announced.and_then(|()| Relay::bind(&container)).and_then(|relay| {
         if start {
             container.start().and_then(block_on).map_err(|err| match err.step() {
-                // Which the container has tried, and has had to say something of.
-                Some("execve") if shares_stderr => err.that_was_told(),
+                // Which the container has tried, and has had to say something of: on the streams that are this program's.
+                Some("execve") => err.that_was_told(),
                 _ => err,
             })?;
         }

@@ -206,6 +206,13 @@ fn namespaces_of_another_container_are_joined() {
         }
     });
     assert_eq!(second.run().ok().out, "/bin/busybox\n1\n0\n");
+    let second = second.with(|spec| spec["process"]["args"] = json!(["sleep", "4712"]));
+    second.detached(&["run", "-d"]).ok();
+    second.cmd(&["kill", &second.id, "KILL"]).ok();
+    skiff_test_support::eventually("it has stopped", || {
+        second.cmd(&["state", &second.id]).ok().out.contains(r#""status": "stopped""#)
+    });
+    second.cmd(&["delete", &second.id]).ok();
     second.end();
     first.end();
 }
