@@ -260,19 +260,21 @@ impl Container {
         &self.cgroup
     }
 
+    /// A pidfd of what has the init's pid. Only with that pinned its start time tells that it is the one that was meant.
+    fn pinned(&self) -> Result<OwnedFd> {
+        match &self.init {
+            Some(init) => init.try_clone().map_err(|e| Error::io("open the init process", &e)),
+            None => pidfd_open(self.state.init_process_pid).map_err(|errno| match errno {
+                Errno::ESRCH => Error::new(Kind::NotFound, CONTAINER_NOT_RUNNING),
+                errno => Error::sys("open the init process", errno),
+            }),
+        }
+    }
+
     /// A pidfd of the living init.
     fn init(&self) -> Result<OwnedFd> {
-        let gone = || Error::new(Kind::NotFound, CONTAINER_NOT_RUNNING);
-        if let Some(init) = &self.init {
-            let own = init.try_clone().map_err(|e| Error::io("open the init process", &e))?;
-            return if self.alive() { Ok(own) } else { Err(gone()) };
-        }
-        let fd = match pidfd_open(self.state.init_process_pid) {
-            Err(Errno::ESRCH) => return Err(gone()),
-            other => other.map_err(|errno| Error::sys("open the init process", errno))?,
-        };
-        // Only now, with the process pinned, its start time tells that it is the one that was meant.
-        if self.alive() { Ok(fd) } else { Err(gone()) }
+        let fd = self.pinned()?;
+        if self.alive() { Ok(fd) } else { Err(Error::new(Kind::NotFound, CONTAINER_NOT_RUNNING)) }
     }
 
     /// A descriptor that is readable when the init has exited; any process may wait for it.
@@ -284,17 +286,14 @@ impl Container {
     pub fn start(&mut self) -> Result<Starting> {
         let refuse = |text: &str| Err(Error::new(Kind::FailedPrecondition, text));
         // Before the look at what it is, which then is true of this one.
-        let init = match &self.init {
-            Some(init) => init.try_clone().ok(),
-            None => pidfd_open(self.state.init_process_pid).ok(),
-        };
+        let init = self.pinned();
         match self.status()? {
             Status::Created => {}
             Status::Stopped => return refuse("cannot start a container that has stopped"),
             Status::Running => return refuse("cannot start an already running container"),
             other => return refuse(&format!("cannot start a container in the {other} state")),
         }
-        let Some(init) = init else { return refuse("the init process cannot be held") };
+        let init = init?;
         let deadline = self
             .gate
             .is_some()

@@ -198,8 +198,8 @@ impl Container {
         });
         // systemd removes the cgroup as soon as it sees that it is empty, and may have been quicker.
         let counted = self.count_oom();
-        let none_yet = self.oom_kills.get() == 0 && self.oom_told.get() == 0;
-        if !counted && none_yet && exit.status == KILLED && (self.oom_is_near.get() || self.oom_was_counted_above()) {
+        let first = self.oom_kills.get() == 0;
+        if !counted && first && exit.status == KILLED && (self.oom_is_near.get() || self.oom_was_counted_above()) {
             self.oom_kills.set(1);
         }
         // The start event comes first, and the exits of execs before that of the init.
@@ -240,20 +240,23 @@ impl Container {
                 _ = &mut ended => return,
                 ready = fd.ready(interest) => {
                     let Ok(mut guard) = ready else { return };
-                    self.oom_is_near.set(watch.clear());
+                    self.look_for_oom(&watch);
                     guard.clear_ready();
-                    self.report_oom();
                     // The kernel tells of the shortage before it has chosen whom to kill, and on v2 of nothing more for ten
                     // milliseconds, in which systemd may have removed the cgroup with the count.
                     let pauses: &[u64] = if watch.by_priority() { &[1, 2, 4, 8] } else { &[5, 50] };
                     for pause in pauses.iter().copied() {
                         tokio::time::sleep(Duration::from_millis(pause)).await;
-                        self.oom_is_near.set(watch.clear());
-                        self.report_oom();
+                        self.look_for_oom(&watch);
                     }
                 }
             }
         }
+    }
+
+    fn look_for_oom(&self, watch: &OomWatch) {
+        self.oom_is_near.set(watch.clear());
+        self.report_oom();
     }
 
     async fn watch_exec(self: Rc<Self>, process: Rc<Process>) {

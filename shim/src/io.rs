@@ -361,28 +361,26 @@ impl Io {
     }
 
     /// Does `copy` in a task of its own, and counts it while it lasts.
-    fn copy(&mut self, what: &'static str, copy: impl Future<Output = nix::Result<()>> + 'static) {
+    fn count(&self, what: &'static str, copy: impl Future<Output = nix::Result<()>> + 'static) -> JoinHandle<()> {
         self.open.send_modify(|n| *n += 1);
         let open = self.open.clone();
-        self.copies.push(tokio::task::spawn_local(async move {
+        tokio::task::spawn_local(async move {
             if let Err(errno) = copy.await {
                 log::warn!("copy {what}: {}", skiff::error::errno_text(errno));
             }
             open.send_modify(|n| *n -= 1);
-        }));
+        })
+    }
+
+    /// The same; it ends with the streams.
+    fn copy(&mut self, what: &'static str, copy: impl Future<Output = nix::Result<()>> + 'static) {
+        let task = self.count(what, copy);
+        self.copies.push(task);
     }
 
     /// Looks after a writer. It may go on when nobody waits for it any more.
-    fn writes(&mut self, writer: Writer) {
-        self.open.send_modify(|n| *n += 1);
-        let (open, closing) = (self.open.clone(), self.closing.subscribe());
-        tokio::task::spawn_local(async move {
-            if let Err(errno) = written(&writer, closing).await {
-                log::warn!("wait for a writer: {}", skiff::error::errno_text(errno));
-            }
-            drop(writer);
-            open.send_modify(|n| *n -= 1);
-        });
+    fn writes(&self, writer: Writer) {
+        drop(self.count("output", written(writer, self.closing.subscribe())));
     }
 
     /// Copies between a pty master and the client's FIFOs, or to a logger.
@@ -597,7 +595,7 @@ fn ready(fd: &OwnedFd, events: PollFlags) -> bool {
 }
 
 /// Waits until a writer has written all, and long after its process has been deleted not any more.
-async fn written(writer: &Writer, mut closing: watch::Receiver<bool>) -> nix::Result<()> {
+async fn written(writer: Writer, mut closing: watch::Receiver<bool>) -> nix::Result<()> {
     let fd = writer.process().pidfd.try_clone().map_err(errno)?;
     let exited = watch_fd(fd, Interest::READABLE)?;
     let too_long = async {

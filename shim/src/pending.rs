@@ -8,17 +8,21 @@ use containerd_shim_protos::ttrpc::asynchronous::TtrpcContext;
 use skiff::Error;
 use skiff::trace::Trace;
 
-use crate::spans::{Context, Request, Spans};
+use crate::spans::{Context, Spans};
 
 /// A request, as the log names it.
 #[derive(Clone, Debug)]
 pub struct Call {
-    name: &'static str,
-    id: String,
-    exec_id: String,
-    since: Instant,
+    /// Its name.
+    pub name: &'static str,
+    /// The container, or the sandbox.
+    pub id: String,
+    /// The exec process; may be empty.
+    pub exec_id: String,
+    /// When it came.
+    pub since: Instant,
     /// Where its span belongs.
-    parent: Option<Context>,
+    pub parent: Option<Context>,
     /// It changes nothing: nobody misses it when its client has gone away.
     pub only_waits: bool,
 }
@@ -77,8 +81,7 @@ impl Calls {
         self.pending.borrow_mut().retain(|one| !Rc::ptr_eq(one, call));
         let time = call.since.elapsed();
         if let Some(spans) = &self.spans {
-            let (name, id, exec_id) = (call.name, call.id.as_str(), call.exec_id.as_str());
-            spans.add(&Request { name, id, exec_id, parent: call.parent, took: time, error });
+            spans.add(call, error);
         }
         match error {
             None => log::debug!("{}: answered after {time:?}", call.describe()),

@@ -15,6 +15,7 @@ use skiff::trace::{Trace, Track};
 use skiff::{Error, Kind, Result};
 use tokio::sync::Notify;
 
+use crate::pending::Call;
 use crate::process::settle;
 
 /// Most spans that are kept between two exports; beyond that the newest are lost.
@@ -50,23 +51,6 @@ impl Context {
         };
         (context.trace != 0 && context.span != 0).then_some(context)
     }
-}
-
-/// A request that has been answered.
-#[derive(Debug)]
-pub struct Request<'a> {
-    /// The name of the call.
-    pub name: &'static str,
-    /// The container, or the sandbox.
-    pub id: &'a str,
-    /// The exec process; may be empty.
-    pub exec_id: &'a str,
-    /// Where it belongs.
-    pub parent: Option<Context>,
-    /// How long it took.
-    pub took: Duration,
-    /// Why it was refused.
-    pub error: Option<&'a Error>,
 }
 
 /// Which requests have spans (opentelemetry.io, "OTEL_TRACES_SAMPLER").
@@ -138,28 +122,28 @@ impl Spans {
         Some(trace)
     }
 
-    /// Notes a request, and the steps of a create.
-    pub fn add(&self, request: &Request<'_>) {
+    /// Notes a request that has been answered, and the steps of a create.
+    pub fn add(&self, call: &Call, error: Option<&Error>) {
         // Who was refused because of another create has no steps of its own.
-        let made = request.name == "Create" && request.error.is_none_or(|err| err.kind() != Kind::AlreadyExists);
-        let steps = if made { self.steps.borrow_mut().remove(request.id) } else { None };
-        let trace = request.parent.map_or_else(|| u128::from(self.id()) << 64 | u128::from(self.id()), |p| p.trace);
-        if !self.sampler.takes(trace, request.parent) {
+        let made = call.name == "Create" && error.is_none_or(|err| err.kind() != Kind::AlreadyExists);
+        let steps = if made { self.steps.borrow_mut().remove(&call.id) } else { None };
+        let trace = call.parent.map_or_else(|| u128::from(self.id()) << 64 | u128::from(self.id()), |p| p.trace);
+        if !self.sampler.takes(trace, call.parent) {
             return;
         }
         let end = nanos(SystemTime::now());
-        let mut attributes = vec![("rpc.system", "ttrpc"), ("rpc.method", request.name), ("container.id", request.id)];
-        if !request.exec_id.is_empty() {
-            attributes.push(("exec.id", request.exec_id));
+        let mut attributes = vec![("rpc.system", "ttrpc"), ("rpc.method", call.name), ("container.id", &call.id)];
+        if !call.exec_id.is_empty() {
+            attributes.push(("exec.id", &call.exec_id));
         }
-        let error = request.error.map(ToString::to_string);
+        let error = error.map(ToString::to_string);
         let span = Span {
             trace,
             id: self.id(),
-            parent: request.parent.map(|parent| parent.span),
-            name: request.name,
+            parent: call.parent.map(|parent| parent.span),
+            name: call.name,
             kind: SERVER,
-            times: (end.saturating_sub(request.took.as_nanos() as u64), end),
+            times: (end.saturating_sub(call.since.elapsed().as_nanos() as u64), end),
             attributes: &attributes,
             error: error.as_deref(),
         };

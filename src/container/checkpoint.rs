@@ -381,7 +381,6 @@ fn begin(mut prepared: Prepared, options: Options) -> Result<Box<Underway>> {
     let cgroup = underway.prepared.made.cgroup.as_ref().expect("it was made above");
     cgroup.attach(pid)?;
     underway.prepared.held = None;
-    let cgroup = underway.prepared.made.cgroup.as_ref().expect("it was made above");
     cgroup.apply(&underway.prepared.plan.cgroup)?;
     for (controller, path) in cgroups_of(pid)? {
         let mut root = Message::default();

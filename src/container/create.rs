@@ -151,8 +151,7 @@ impl Made {
     /// Has a child take it back: mounts and cgroups take their time.
     pub(super) fn undo(&mut self) -> Result<chore::Chore> {
         let what = format!("take back what the create of {:?} has made", self.dir.path().display().to_string());
-        let hooks = hooks::time(self.poststop.as_ref().map(|(list, _)| list.as_slice()));
-        let undone = chore::start(what, limits::REMOVE + hooks, || {
+        let undone = chore::start(what, limits::REMOVE + self.poststop_time(), || {
             // Its descriptors have not come along.
             let cgroup = self.cgroup.as_ref().map(|cgroup| Cgroup::open(&cgroup.paths())).transpose()?;
             let removed = self.remove(cgroup.as_ref());
@@ -191,6 +190,10 @@ impl Made {
         cgroup.map_or(Ok(()), |cgroup| cgroup.kill(libc::SIGKILL).and_then(|()| cgroup.remove()))
     }
 
+    fn poststop_time(&self) -> Duration {
+        hooks::time(self.poststop.as_ref().map(|(list, _)| list.as_slice()))
+    }
+
     fn run_poststop(&self) {
         if let Some((list, state)) = &self.poststop {
             hooks::run_poststop(list, state);
@@ -215,13 +218,14 @@ impl Drop for Made {
         if let Err(err) = self.dir.remove() {
             log::warn!("undo create: {err}");
         }
-        let Some((list, state)) = self.poststop.take() else { return };
-        if !self.waits {
-            return hooks::run_poststop(&list, &state);
+        if self.poststop.is_none() {
+            return;
         }
-        let time = hooks::time(Some(&list));
-        if let Err(err) = chore::start("poststop hooks", time, move || {
-            hooks::run_poststop(&list, &state);
+        if !self.waits {
+            return self.run_poststop();
+        }
+        if let Err(err) = chore::start("poststop hooks", self.poststop_time(), || {
+            self.run_poststop();
             Ok(())
         }) {
             log::warn!("undo create: {err}");

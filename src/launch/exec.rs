@@ -118,7 +118,7 @@ pub fn begin(begin: Begin<'_>) -> Result<Birth> {
         Err(errno @ (Errno::EBUSY | Errno::EOPNOTSUPP | Errno::ENOENT)) if into.is_some() && named => {
             let path = cgroup.paths().into_values().next().unwrap_or_default();
             let what = format!("unable to apply cgroup configuration: adding pid to cgroups {path:?}");
-            Err(errno).map_err(|errno| Error::sys(what, errno))?
+            return Err(Error::sys(what, errno));
         }
         // The container has made cgroups of its own below, and its init lives in one of them.
         Err(Errno::EBUSY | Errno::EOPNOTSUPP | Errno::ENOENT) if into.is_some() => {

@@ -29,23 +29,21 @@ pub fn plan(capabilities: &LinuxCapabilities) -> CapPlan {
         ambient: bits(capabilities.ambient()),
     };
     let beyond = plan.ambient & !(plan.permitted & plan.inheritable);
-    for cap in (0..64).filter(|cap| beyond & (1 << cap) != 0) {
-        log::warn!("can't raise ambient capability {}: it is not both permitted and inheritable", name(cap));
-    }
-    warn(plan.effective & !plan.permitted, "is effective, but not permitted");
+    warn("raise ambient", beyond, "it is not both permitted and inheritable");
+    warn("grant", plan.effective & !plan.permitted, "is effective, but not permitted");
     plan
 }
 
 impl CapPlan {
     /// Tells of what a runtime that has `held` alone cannot give (runtime spec, config.md, "capabilities").
     pub fn warn_of_missing(&self, held: u64) {
-        warn((self.permitted | self.inheritable) & !held, "the runtime does not have it itself");
+        warn("grant", (self.permitted | self.inheritable) & !held, "the runtime does not have it itself");
     }
 }
 
-fn warn(caps: u64, why: &str) {
+fn warn(what: &str, caps: u64, why: &str) {
     for cap in (0..64).filter(|cap| caps & (1 << cap) != 0) {
-        log::warn!("can't grant capability {}: {why}", name(cap));
+        log::warn!("can't {what} capability {}: {why}", name(cap));
     }
 }
 

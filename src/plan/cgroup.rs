@@ -490,13 +490,9 @@ fn hugetlb(w: &mut Writes, resources: &LinuxResources) -> Result<()> {
 fn network(w: &mut Writes, resources: &LinuxResources) {
     let Some(network) = resources.network() else { return };
     if w.v2 {
-        passed_over("linux.resources.network", network.class_id().is_some_and(|class| class != 0), NOT_ON_V2);
-        passed_over(
-            "linux.resources.network",
-            network.priorities().as_ref().is_some_and(|all| !all.is_empty()),
-            NOT_ON_V2,
-        );
-        return;
+        let class = network.class_id().is_some_and(|class| class != 0);
+        let priorities = network.priorities().as_ref().is_some_and(|all| !all.is_empty());
+        return passed_over("linux.resources.network", class || priorities, NOT_ON_V2);
     }
     if let Some(class) = network.class_id().filter(|class| *class != 0) {
         w.push("net_cls", "net_cls.classid", class, "linux.resources.network.classID");

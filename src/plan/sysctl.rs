@@ -39,12 +39,7 @@ pub fn plan(spec: &Spec, namespaces: &Namespaces) -> Result<Vec<Sysctl>> {
         if path.split('/').any(|part| part.is_empty() || part == "." || part == "..") {
             return Err(Error::invalid(field, "not a sysctl name"));
         }
-        check(&path, spec, namespaces).map_err(|cause| Error::invalid(&field, cause))?;
-        if path == "kernel/domainname"
-            && spec.domainname().as_ref().is_some_and(|name| !name.is_empty() && name != value)
-        {
-            return Err(Error::invalid(field, "is not what the OCI \"domainname\" field says"));
-        }
+        check(&path, value, spec, namespaces).map_err(|cause| Error::invalid(&field, cause))?;
         out.push(Sysctl { path: cstring(&field, path)?, value: cstring(&field, value.as_str())? });
     }
     out.sort_by(|a, b| a.path.cmp(&b.path));
@@ -70,7 +65,7 @@ pub fn path(key: &str) -> String {
     }
 }
 
-fn check(path: &str, spec: &Spec, namespaces: &Namespaces) -> std::result::Result<(), &'static str> {
+fn check(path: &str, value: &str, spec: &Spec, namespaces: &Namespaces) -> std::result::Result<(), &'static str> {
     if IPC.contains(&path) || path.starts_with("fs/mqueue/") {
         return if namespaces.has(Kind::Ipc) { Ok(()) } else { Err("is not allowed in the hosts ipc namespace") };
     }
@@ -82,8 +77,11 @@ fn check(path: &str, spec: &Spec, namespaces: &Namespaces) -> std::result::Resul
         return if has { Ok(()) } else { Err("setting ucounts without a user namespace not allowed") };
     }
     match path {
-        "kernel/domainname" if namespaces.has(Kind::Uts) => Ok(()),
-        "kernel/domainname" => Err("is not allowed in the hosts UTS namespace"),
+        "kernel/domainname" if !namespaces.has(Kind::Uts) => Err("is not allowed in the hosts UTS namespace"),
+        "kernel/domainname" if spec.domainname().as_ref().is_some_and(|name| !name.is_empty() && name != value) => {
+            Err("is not what the OCI \"domainname\" field says")
+        }
+        "kernel/domainname" => Ok(()),
         "kernel/hostname" if spec.hostname().as_ref().is_some_and(|h| !h.is_empty()) => {
             Err("is not allowed as it conflicts with the OCI \"hostname\" field")
         }

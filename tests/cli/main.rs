@@ -68,6 +68,15 @@ fn refused(change: impl FnOnce(&mut serde_json::Value)) -> String {
     err
 }
 
+/// Runs a command whose container keeps its streams: they go to files in `dir`.
+fn detach(mut command: Command, dir: &Path) -> Done {
+    let (out, err) = (dir.join("out"), dir.join("err"));
+    let file = |path: &Path| std::fs::File::create(path).expect("a file for output");
+    let status = command.stdin(std::process::Stdio::null()).stdout(file(&out)).stderr(file(&err)).status();
+    let read = |path: &Path| std::fs::read_to_string(path).unwrap_or_default();
+    Done { code: status.expect("the runtime runs").code().unwrap_or(-1), out: read(&out), err: read(&err) }
+}
+
 impl Case {
     /// For a container that runs `args`.
     fn new(args: &[&str]) -> Case {
@@ -104,14 +113,9 @@ impl Case {
         self.cmd(&["run", &self.id])
     }
 
-    /// `create ID` or `run -d ID`, whose init keeps the streams of its parent: they go to files.
+    /// `create ID` or `run -d ID`.
     fn detached(&self, args: &[&str]) -> Done {
-        let (out, err) = (self.bundle.path().join("out"), self.bundle.path().join("err"));
-        let file = |path: &Path| std::fs::File::create(path).expect("a file for output");
-        let status =
-            self.command(args).stdin(std::process::Stdio::null()).stdout(file(&out)).stderr(file(&err)).status();
-        let read = |path: &Path| std::fs::read_to_string(path).unwrap_or_default();
-        Done { code: status.expect("the runtime runs").code().unwrap_or(-1), out: read(&out), err: read(&err) }
+        detach(self.command(args), self.bundle.path())
     }
 
     fn state(&self) -> serde_json::Value {

@@ -1,13 +1,13 @@
 //! Containers of an ordinary user, in a user namespace of that user's.
 
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::Command;
 
 use serde_json::{Value, json};
 use skiff_test_support::{Done, run, seccomp_agent, unique};
 
 use super::commands::is_v1;
-use super::{Case, is_skiff};
+use super::{Case, detach, is_skiff};
 
 const USER: &str = "65534";
 
@@ -68,12 +68,7 @@ impl Ordinary {
 
     /// `create` or `run -d`.
     fn detached(&self, args: &[&str]) -> Done {
-        let errors = self.case.bundle.path().join("errors");
-        let file = std::fs::File::create(&errors).unwrap();
-        let mut command = self.command(&[args, &[&self.id]].concat());
-        let status = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(file).status().unwrap();
-        let err = std::fs::read_to_string(&errors).unwrap();
-        Done { code: status.code().unwrap_or(-1), out: String::new(), err }
+        detach(self.command(&[args, &[&self.id]].concat()), self.case.bundle.path())
     }
 
     fn end(self) {
@@ -126,9 +121,7 @@ fn the_runtime_is_not_the_containers() {
     assert!(!environment.out.contains("secret"), "{environment:?}");
     let attack = "exec 9</proc/1/exe; touch /open; until grep -q sleep /proc/1/cmdline; do :; done; \
                   for way in 9 /proc/self/fd/9; do echo owned >>$way; done; touch /tried";
-    let mut exec = user.command(&["exec", "-d", &user.id, "sh", "-c", attack]);
-    let status = exec.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).status().unwrap();
-    assert!(status.success());
+    detach(user.command(&["exec", "-d", &user.id, "sh", "-c", attack]), user.case.bundle.path()).ok();
     let there = |name: &str| skiff_test_support::eventually(name, || user.case.bundle.rootfs().join(name).exists());
     there("open");
     user.cmd(&["start", &user.id]).ok();

@@ -448,7 +448,18 @@ impl Container {
     }
 
     pub fn exec_request(&self, exec_id: &str, args: &[&str]) -> ExecProcessRequest {
-        let process = serde_json::json!({"args": args, "cwd": "/", "env": ["PATH=/bin"], "user": {"uid": 0, "gid": 0}});
+        self.process_request(exec_id, args, false)
+    }
+
+    /// With a terminal, whose output goes to `stdout`.
+    pub fn terminal_request(&self, exec_id: &str, args: &[&str], stdout: &Path) -> ExecProcessRequest {
+        let stdout = stdout.display().to_string();
+        ExecProcessRequest { terminal: true, stdout, ..self.process_request(exec_id, args, true) }
+    }
+
+    fn process_request(&self, exec_id: &str, args: &[&str], terminal: bool) -> ExecProcessRequest {
+        let process = serde_json::json!({"args": args, "cwd": "/", "env": ["PATH=/bin"], "terminal": terminal,
+            "user": {"uid": 0, "gid": 0}});
         let type_url = "types.containerd.io/opencontainers/runtime-spec/1/Process".into();
         let spec = Any { type_url, value: process.to_string().into_bytes(), ..Any::default() };
         ExecProcessRequest {

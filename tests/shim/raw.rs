@@ -7,9 +7,9 @@ use std::path::{Path, PathBuf};
 use std::thread::JoinHandle;
 
 use containerd_shim_protos::api::{
-    CheckpointTaskRequest, CloseIORequest, ConnectRequest, CreateTaskRequest, DeleteRequest, ExecProcessRequest,
-    KillRequest, PauseRequest, PidsRequest, ResizePtyRequest, ResumeRequest, ShutdownRequest, StartRequest,
-    StateRequest, StatsRequest, Status, UpdateTaskRequest, WaitRequest,
+    CheckpointTaskRequest, CloseIORequest, ConnectRequest, CreateTaskRequest, DeleteRequest, KillRequest, PauseRequest,
+    PidsRequest, ResizePtyRequest, ResumeRequest, ShutdownRequest, StartRequest, StateRequest, StatsRequest, Status,
+    UpdateTaskRequest, WaitRequest,
 };
 use containerd_shim_protos::protobuf::MessageField;
 use containerd_shim_protos::protobuf::well_known_types::any::Any;
@@ -355,16 +355,7 @@ fn a_terminal_that_leads_nowhere_leaves_nothing() {
     refused(daemon.state(""), Code::NOT_FOUND);
     daemon.create().unwrap();
     daemon.begin("").unwrap();
-    let spec = serde_json::json!({"args": ["sleep", "7"], "cwd": "/", "env": ["PATH=/bin"], "terminal": true,
-        "user": {"uid": 0, "gid": 0}});
-    let exec = ExecProcessRequest {
-        id: daemon.id.clone(),
-        exec_id: "tty".into(),
-        terminal: true,
-        stdout: "/no/such/fifo".into(),
-        spec: MessageField::some(Any { value: spec.to_string().into_bytes(), ..Any::default() }),
-        ..ExecProcessRequest::default()
-    };
+    let exec = daemon.terminal_request("tty", &["sleep", "7"], Path::new("/no/such/fifo"));
     daemon.client.exec(context(), &exec).unwrap();
     refused(daemon.begin("tty"), Code::UNKNOWN);
     daemon.delete("tty").unwrap();

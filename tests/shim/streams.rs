@@ -232,15 +232,7 @@ fn a_terminal_is_resized_before_the_start() {
     let exec_out = daemon.fifo("exec-out");
     let exec_output = reader(&exec_out);
     let script = "until [ \"$(stty size)\" = '18 92' ]; do sleep 0.02; done; echo so be it";
-    let process = serde_json::json!({"args": ["sh", "-c", script], "cwd": "/", "env": ["PATH=/bin"], "terminal": true,
-        "user": {"uid": 0, "gid": 0}});
-    let exec = ExecProcessRequest {
-        terminal: true,
-        stdout: text(&exec_out),
-        spec: MessageField::some(Any { value: process.to_string().into_bytes(), ..Any::default() }),
-        ..daemon.exec_request("e", &[])
-    };
-    daemon.client.exec(context(), &exec).unwrap();
+    daemon.client.exec(context(), &daemon.terminal_request("e", &["sh", "-c", script], &exec_out)).unwrap();
     size("e", 80, 24);
     daemon.begin("e").unwrap();
     size("e", 92, 18);
@@ -261,15 +253,7 @@ fn an_exit_before_the_terminal_is_read() {
     daemon.create().unwrap();
     daemon.begin("").unwrap();
     let out = daemon.fifo("out");
-    let process = serde_json::json!({"args": ["sh", "-c", "echo word; exit 7"], "cwd": "/", "env": ["PATH=/bin"],
-        "terminal": true, "user": {"uid": 0, "gid": 0}});
-    let exec = ExecProcessRequest {
-        terminal: true,
-        stdout: text(&out),
-        spec: MessageField::some(Any { value: process.to_string().into_bytes(), ..Any::default() }),
-        ..daemon.exec_request("e", &[])
-    };
-    daemon.client.exec(context(), &exec).unwrap();
+    daemon.client.exec(context(), &daemon.terminal_request("e", &["sh", "-c", "echo word; exit 7"], &out)).unwrap();
     let output = std::thread::scope(|scope| {
         let starting = scope.spawn(|| daemon.connect().start(context(), &daemon.start_request("e")));
         // Longer than the shim leaves orphans unreaped.
